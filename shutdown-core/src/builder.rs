@@ -1,0 +1,195 @@
+//! Everything a shutdown needs is given here, before it can be forgotten.
+
+use std::borrow::Cow;
+use std::fmt;
+use std::future::Future;
+use std::time::Duration;
+
+use tokio::runtime::Handle;
+
+use crate::config::ShutdownConfig;
+use crate::coordinator::{Core, ShutdownCoordinator, Stages};
+use crate::driver::Driver;
+use crate::error::BoxError;
+use crate::plan::{Plan, PlanError, Stage};
+use crate::stage::{Executor, StageContext, StageFn, Unit, When, boxed};
+
+/// Builds a [`ShutdownCoordinator`]. Everything has a default.
+#[must_use = "nothing happens before `build` or `install`"]
+pub struct Builder {
+    pub(crate) program: Cow<'static, str>,
+    pub(crate) config: ShutdownConfig,
+    pub(crate) runtime: Option<Handle>,
+    #[cfg(all(unix, feature = "signals"))]
+    pub(crate) signals: Option<crate::signals::Signals>,
+    #[cfg(feature = "files")]
+    pub(crate) report_dir: Option<std::path::PathBuf>,
+    stages: Vec<(Stage, &'static str, Duration)>,
+    units: Vec<(Stage, Unit)>,
+}
+
+impl fmt::Debug for Builder {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Builder")
+            .field("program", &self.program)
+            .field("config", &self.config)
+            .field("units", &self.units.iter().map(|(stage, unit)| (stage, &unit.name)).collect::<Vec<_>>())
+            .finish_non_exhaustive()
+    }
+}
+
+impl Builder {
+    pub(crate) fn new() -> Self {
+        Self {
+            program: Cow::Borrowed("service"),
+            config: ShutdownConfig::default(),
+            runtime: None,
+            #[cfg(all(unix, feature = "signals"))]
+            signals: None,
+            #[cfg(feature = "files")]
+            report_dir: None,
+            stages: Vec::new(),
+            units: Vec::new(),
+        }
+    }
+
+    /// The program's name in the report.
+    pub fn program(mut self, name: impl Into<Cow<'static, str>>) -> Self {
+        self.program = name.into();
+        self
+    }
+
+    /// The budgets. Default: [`ShutdownConfig::default`].
+    pub fn config(mut self, config: ShutdownConfig) -> Self {
+        self.config = config;
+        self
+    }
+
+    /// The runtime that stage tasks and background tasks run on. Default: the one `install` is called in, else
+    /// the coordinator's own.
+    pub fn runtime(mut self, handle: Handle) -> Self {
+        self.runtime = Some(handle);
+        self
+    }
+
+    /// The signals claimed at the top of `main`. Default: `install` claims TERM and INT.
+    #[cfg(all(unix, feature = "signals"))]
+    pub fn signals(mut self, signals: crate::signals::Signals) -> Self {
+        self.signals = Some(signals);
+        self
+    }
+
+    /// Writes `last-shutdown.json` and a line of `history.jsonl` into this directory when the shutdown ends.
+    #[cfg(feature = "files")]
+    pub fn report_dir(mut self, dir: impl Into<std::path::PathBuf>) -> Self {
+        self.report_dir = Some(dir.into());
+        self
+    }
+
+    /// Puts a stage of the program's own right after `after`, with its budget; tasks are added to
+    /// [`Stage::Custom(name)`](Stage::Custom).
+    pub fn stage(mut self, after: Stage, name: &'static str, budget: Duration) -> Self {
+        self.stages.push((after, name, budget));
+        self
+    }
+
+    /// Adds a task to a stage. Tasks of one stage run side by side.
+    pub fn stage_task<F, Fut>(self, stage: Stage, name: impl Into<Cow<'static, str>>, task: F) -> Self
+    where
+        F: FnOnce(StageContext) -> Fut + Send + 'static,
+        Fut: Future<Output = Result<(), BoxError>> + Send + 'static,
+    {
+        self.unit(stage, name.into(), When::During, boxed(task))
+    }
+
+    /// Adds a hook that runs before the stage's tasks, inside its budget; hooks run one after another.
+    pub fn before<F, Fut>(self, stage: Stage, name: impl Into<Cow<'static, str>>, hook: F) -> Self
+    where
+        F: FnOnce(StageContext) -> Fut + Send + 'static,
+        Fut: Future<Output = Result<(), BoxError>> + Send + 'static,
+    {
+        self.unit(stage, name.into(), When::Before, boxed(hook))
+    }
+
+    /// Adds a hook that runs after the stage's tasks, inside its budget, however they ended.
+    pub fn after<F, Fut>(self, stage: Stage, name: impl Into<Cow<'static, str>>, hook: F) -> Self
+    where
+        F: FnOnce(StageContext) -> Fut + Send + 'static,
+        Fut: Future<Output = Result<(), BoxError>> + Send + 'static,
+    {
+        self.unit(stage, name.into(), When::After, boxed(hook))
+    }
+
+    fn unit(mut self, stage: Stage, name: Cow<'static, str>, when: When, task: StageFn) -> Self {
+        self.units.push((stage, Unit { name, when, task }));
+        self
+    }
+
+    /// The plan as it would be built.
+    ///
+    /// # Errors
+    ///
+    /// The plan cannot hold.
+    ///
+    /// # Panics
+    ///
+    /// If a task's stage is a [`Stage::Custom`] that was not built in with [`stage`](Self::stage).
+    pub fn plan(&self) -> Result<Plan, PlanError> {
+        let mut plan = self.empty_plan();
+        for (stage, unit) in &self.units {
+            assert!(
+                plan.add_task(*stage, unit.name.clone()),
+                "stage {stage} is not in the plan: add it with Builder::stage"
+            );
+        }
+        plan.check()?;
+        Ok(plan)
+    }
+
+    fn empty_plan(&self) -> Plan {
+        let mut plan = Plan::new(&self.config);
+        for (after, name, budget) in &self.stages {
+            plan.insert(*after, name, *budget);
+        }
+        plan
+    }
+
+    /// Makes a coordinator and its driver: no thread, no signal handler, no exit. Poll
+    /// [`Driver::run`] to let it work; stage tasks run as tasks of the runtime that polls it.
+    ///
+    /// For tests, which can make thousands of them under paused time, and for programs that own the process
+    /// themselves. The coordinator's state (a few KiB) is leaked.
+    ///
+    /// # Errors
+    ///
+    /// The plan cannot hold.
+    ///
+    /// # Panics
+    ///
+    /// As [`plan`](Self::plan).
+    pub fn build(self) -> Result<(ShutdownCoordinator, Driver), PlanError> {
+        self.build_with(Executor::Tasks)
+    }
+
+    pub(crate) fn build_with(self, executor: Executor) -> Result<(ShutdownCoordinator, Driver), PlanError> {
+        let plan = self.empty_plan();
+        plan.check()?;
+        let mut stages = Stages { plan, units: Vec::new(), sealed: false };
+        for (stage, unit) in self.units {
+            stages.add(stage, unit)?;
+        }
+        let (core, commands) = Core::new(self.program, self.config, stages);
+        if let Some(runtime) = self.runtime {
+            let _ = core.runtime.set(runtime);
+        }
+        let driver = Driver {
+            core,
+            commands,
+            executor,
+            #[cfg(feature = "files")]
+            report_files: self.report_dir.map(crate::history::ReportFiles::new),
+            on_begin: None,
+        };
+        Ok((ShutdownCoordinator { core }, driver))
+    }
+}

@@ -1,0 +1,544 @@
+//! The handle everybody holds: it can look, count in and ask; it cannot move the phase.
+
+use std::borrow::Cow;
+use std::fmt;
+use std::future::Future;
+use std::sync::atomic::{AtomicU8, AtomicU32, Ordering};
+use std::sync::{Arc, OnceLock};
+use std::time::Duration;
+
+use parking_lot::Mutex;
+use tokio::runtime::Handle;
+use tokio::sync::{mpsc, watch};
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+use tokio_util::task::task_tracker::TaskTrackerToken;
+
+use crate::builder::Builder;
+use crate::config::ShutdownConfig;
+use crate::error::{AddStageTaskError, BoxError, ShuttingDown};
+use crate::inflight::{ConnectionGuard, NamedRequestGuard, Registry, RequestGuard, Tracker};
+use crate::latch::{Latch, Wait};
+use crate::phase::Phase;
+use crate::plan::{Plan, Stage};
+use crate::reason::{Reason, SignalReceived, Urgency};
+use crate::report::{ShutdownReport, ms};
+use crate::snapshot::{Connections, InFlight, Requests, Snapshot};
+use crate::stage::{StageContext, Unit, When, boxed};
+use crate::tasks::{Policy, TaskOutput, Tasks};
+
+/// What is said to the driver. All reasons share this channel; the first begins the shutdown.
+#[derive(Debug)]
+pub(crate) enum Command {
+    /// Stop, for this reason; ignored when the shutdown has begun.
+    Begin { reason: Reason, at: Instant },
+    /// A stop signal, and whether it is the second one or later.
+    Signal { signal: SignalReceived, force: bool, at: Instant },
+    /// Begin or hurry: the urgency only rises.
+    Terminate { urgency: Urgency, at: Instant },
+}
+
+/// The state shared by the driver and every handle; leaked once.
+pub(crate) struct Core {
+    pub(crate) program: Cow<'static, str>,
+    pub(crate) config: ShutdownConfig,
+    /// The phase as a byte, for the request path; the driver writes it together with `phase_watch`.
+    phase: AtomicU8,
+    phase_watch: watch::Sender<Phase>,
+    commands: mpsc::UnboundedSender<Command>,
+    pub(crate) urgency: watch::Sender<Urgency>,
+    pub(crate) requests: Tracker,
+    pub(crate) connections: Tracker,
+    pub(crate) named: Registry,
+    pub(crate) leaving: Latch,
+    pub(crate) draining: Latch,
+    pub(crate) requests_done: Latch,
+    pub(crate) cut: Latch,
+    pub(crate) listeners: TaskTracker,
+    pub(crate) tasks: Tasks,
+    pub(crate) stages: Mutex<Stages>,
+    pub(crate) runtime: OnceLock<Handle>,
+    pub(crate) own_runtime: OnceLock<Handle>,
+    pub(crate) signals: AtomicU32,
+    /// The report as far as it has been written; see `report` for why it is true at every moment.
+    pub(crate) draft: Mutex<Option<Draft>>,
+    /// The report, once it is final.
+    pub(crate) verdict: watch::Sender<Option<Arc<ShutdownReport>>>,
+    /// Whether the process may leave.
+    pub(crate) released: watch::Sender<bool>,
+    pub(crate) answers: TaskTracker,
+}
+
+/// A report in the making.
+#[derive(Clone, Debug)]
+pub(crate) struct Draft {
+    pub(crate) report: ShutdownReport,
+    pub(crate) began: Instant,
+    pub(crate) current_stage: Option<Stage>,
+}
+
+/// The stage tasks before they run.
+pub(crate) struct Stages {
+    pub(crate) plan: Plan,
+    pub(crate) units: Vec<(Stage, Unit)>,
+    pub(crate) sealed: bool,
+}
+
+impl Core {
+    pub(crate) fn new(
+        program: Cow<'static, str>,
+        config: ShutdownConfig,
+        stages: Stages,
+    ) -> (&'static Self, mpsc::UnboundedReceiver<Command>) {
+        let (commands, receiver) = mpsc::unbounded_channel();
+        let critical = commands.clone();
+        let core = Self {
+            program,
+            config,
+            phase: AtomicU8::new(Phase::Running as u8),
+            phase_watch: watch::Sender::new(Phase::Running),
+            commands,
+            urgency: watch::Sender::new(Urgency::Graceful),
+            requests: Tracker::new(),
+            connections: Tracker::new(),
+            named: Registry::new(),
+            leaving: Latch::new(),
+            draining: Latch::new(),
+            requests_done: Latch::new(),
+            cut: Latch::new(),
+            listeners: TaskTracker::new(),
+            tasks: Tasks::new(Box::new(move |task, error| {
+                let reason = Reason::CriticalTask { task: task.to_owned(), error };
+                // Without a driver there is nobody left to stop.
+                let _ = critical.send(Command::Begin { reason, at: Instant::now() });
+            })),
+            stages: Mutex::new(stages),
+            runtime: OnceLock::new(),
+            own_runtime: OnceLock::new(),
+            signals: AtomicU32::new(0),
+            draft: Mutex::new(None),
+            verdict: watch::Sender::new(None),
+            released: watch::Sender::new(false),
+            answers: TaskTracker::new(),
+        };
+        (Box::leak(Box::new(core)), receiver)
+    }
+
+    /// Moves the phase forward. Only the driver calls it.
+    pub(crate) fn enter(&self, phase: Phase) {
+        // Release: pairs with the Acquire in `phase`, so who sees the phase sees what led to it.
+        self.phase.store(phase as u8, Ordering::Release);
+        match phase {
+            Phase::LameDuck => self.leaving.set(),
+            Phase::Draining => self.draining.set(),
+            _ => {}
+        }
+        self.phase_watch.send_replace(phase);
+    }
+
+    pub(crate) fn phase(&self) -> Phase {
+        // Acquire: pairs with the Release in `enter`.
+        Phase::from_u8(self.phase.load(Ordering::Acquire))
+    }
+
+    pub(crate) fn command(&self, command: Command) {
+        // The receiver is gone only when the driver has been dropped or has ended: nothing is left to stop.
+        let _ = self.commands.send(command);
+    }
+
+    /// The report as it stands at `now`, if a shutdown has begun.
+    pub(crate) fn draft_at(&self, now: Instant) -> Option<ShutdownReport> {
+        let Draft { mut report, began, .. } = self.draft.lock().clone()?;
+        report.duration_ms = ms(now.saturating_duration_since(began));
+        report.exit_code = report.exit_code();
+        Some(report)
+    }
+}
+
+/// The handle of the shutdown: `Copy`, 8 bytes, valid for the life of the process.
+///
+/// It looks ([`phase`](Self::phase), [`snapshot`](Self::snapshot)), counts in ([`request_start`](Self::request_start),
+/// [`spawn`](Self::spawn)) and asks ([`initiate_shutdown`](Self::initiate_shutdown)); only the
+/// [`Driver`](crate::Driver) moves the phase.
+#[derive(Clone, Copy)]
+pub struct ShutdownCoordinator {
+    pub(crate) core: &'static Core,
+}
+
+impl fmt::Debug for ShutdownCoordinator {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("ShutdownCoordinator").field("phase", &self.phase()).finish_non_exhaustive()
+    }
+}
+
+/// Requests and connections.
+impl ShutdownCoordinator {
+    /// Starts to build a coordinator; everything has a default.
+    pub fn builder() -> Builder {
+        Builder::new()
+    }
+
+    /// Counts a request in. One atomic addition; no lock, no allocation.
+    ///
+    /// # Errors
+    ///
+    /// [`ShuttingDown`] once new requests are refused: after the linger, or from Draining on where no listener is
+    /// used. A refused request is never counted as in flight.
+    #[inline]
+    pub fn request_start(&self) -> Result<RequestGuard, ShuttingDown> {
+        self.core.requests.start().map(RequestGuard)
+    }
+
+    /// Counts a request in under a name and with its start time, for `/status` and the report.
+    ///
+    /// Costs a short lock more than [`request_start`](Self::request_start). Keep secrets out of the name.
+    ///
+    /// # Errors
+    ///
+    /// As [`request_start`](Self::request_start).
+    pub fn request_start_named(
+        &self,
+        route: impl Into<Cow<'static, str>>,
+    ) -> Result<NamedRequestGuard, ShuttingDown> {
+        let guard = self.core.requests.start()?;
+        Ok(self.core.named.enter(guard, route.into(), Instant::now()))
+    }
+
+    /// Requests in flight; a moment's value.
+    pub fn active_request_count(&self) -> u64 {
+        self.core.requests.alive()
+    }
+
+    /// Counts a connection in.
+    ///
+    /// # Errors
+    ///
+    /// [`ShuttingDown`] once the listeners are closed.
+    pub fn connection_start(&self) -> Result<ConnectionGuard, ShuttingDown> {
+        self.core.connections.start().map(ConnectionGuard)
+    }
+
+    /// Connections open; a moment's value.
+    pub fn open_connection_count(&self) -> u64 {
+        self.core.connections.alive()
+    }
+
+    /// Registers a listener: until the guard is dropped, the drain takes it that connections are still accepted.
+    ///
+    /// An accept loop holds it until it has seen [`draining`](Self::draining), has emptied its accept queue and
+    /// has closed its socket. Loops of [`net`](crate::net) do so.
+    pub fn listener_start(&self) -> ListenerGuard {
+        ListenerGuard { _token: self.core.listeners.token() }
+    }
+}
+
+/// Phases and events.
+impl ShutdownCoordinator {
+    /// Where the service stands. One atomic load.
+    #[inline]
+    pub fn phase(&self) -> Phase {
+        self.core.phase()
+    }
+
+    /// Whether a reason to stop has been taken up: every phase but Running.
+    #[inline]
+    pub fn is_shutting_down(&self) -> bool {
+        self.phase() != Phase::Running
+    }
+
+    /// Watches the phase. A subscriber that comes late sees the phase as it is.
+    pub fn subscribe(&self) -> watch::Receiver<Phase> {
+        self.core.phase_watch.subscribe()
+    }
+
+    /// Waits until the phase is `phase` or later.
+    ///
+    /// # Cancel safety
+    ///
+    /// Cancel safe.
+    pub async fn until(&self, phase: Phase) {
+        let mut phases = self.subscribe();
+        // The sender is leaked with the core, so this only ends by the condition.
+        let _ = phases.wait_for(|now| *now >= phase).await;
+    }
+
+    /// Resolves when the lame duck begins: clients are asked to leave. For one wait per connection.
+    pub fn leaving(&self) -> Wait<'static> {
+        self.core.leaving.wait()
+    }
+
+    /// Resolves when Draining begins: listeners empty their queue and close.
+    pub fn draining(&self) -> Wait<'static> {
+        self.core.draining.wait()
+    }
+
+    /// Resolves when new requests are refused and the last admitted one has finished: the moment to close idle
+    /// connections. Until then an idle connection that sends a request gets an answer, be it 503.
+    pub fn requests_done(&self) -> Wait<'static> {
+        self.core.requests_done.wait()
+    }
+
+    /// Resolves when the drain's deadline has passed: what is still open is cut.
+    pub fn cut(&self) -> Wait<'static> {
+        self.core.cut.wait()
+    }
+
+    /// Asks for a shutdown. The first reason wins, later ones are only logged. Returns at once.
+    pub fn initiate_shutdown(&self, reason: Reason) {
+        self.core.command(Command::Begin { reason, at: Instant::now() });
+    }
+
+    /// Asks for a shutdown of this urgency, or raises that of a running one. Returns at once.
+    pub fn terminate(&self, urgency: Urgency) {
+        self.core.command(Command::Terminate { urgency, at: Instant::now() });
+    }
+
+    /// Waits until everything has ended and returns the report; every caller gets the same one.
+    ///
+    /// # Cancel safety
+    ///
+    /// Cancel safe.
+    pub async fn finished(&self) -> Arc<ShutdownReport> {
+        let mut released = self.core.released.subscribe();
+        let _ = released.wait_for(|released| *released).await;
+        self.core
+            .verdict
+            .borrow()
+            .clone()
+            .expect("the driver writes the verdict before it releases the process")
+    }
+
+    /// [`finished`](Self::finished) for threads without a runtime: blocks the calling thread.
+    ///
+    /// # Panics
+    ///
+    /// Inside an asynchronous context; use [`finished`](Self::finished) there.
+    pub fn wait(&self) -> Arc<ShutdownReport> {
+        // `block_in_place`-free: a runtime without drivers only parks this thread.
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .build()
+            .expect("a runtime without drivers needs nothing from the system");
+        runtime.block_on(self.finished())
+    }
+
+    /// Joins the shutdown's result for an answer to somebody: the report as soon as it is known, while the
+    /// process waits for the [`Join`] to be dropped, for at most the report's reserve.
+    pub fn join(&self) -> Join {
+        Join { core: self.core, _token: Arc::new(self.core.answers.token()) }
+    }
+}
+
+/// Tasks, stages and looking in.
+impl ShutdownCoordinator {
+    /// Spawns a background task that finishes its iteration: it hears `token` in stage Background and ends by
+    /// itself. One that does not is aborted at the stage's deadline and named in the report.
+    ///
+    /// It runs on the current runtime, else on the one [`install`](crate::Builder) found.
+    ///
+    /// # Errors
+    ///
+    /// [`ShuttingDown`] once stage Background has begun.
+    ///
+    /// # Panics
+    ///
+    /// If there is no runtime at all.
+    pub fn spawn<F, Fut>(&self, name: impl Into<Cow<'static, str>>, task: F) -> Result<(), ShuttingDown>
+    where
+        F: FnOnce(CancellationToken) -> Fut,
+        Fut: Future<Output: TaskOutput> + Send + 'static,
+    {
+        self.core.tasks.spawn(&self.task_runtime(), name.into(), Policy::FinishIteration, task)
+    }
+
+    /// Spawns a background task that may be dropped at any `.await` once it is told.
+    ///
+    /// # Errors
+    ///
+    /// As [`spawn`](Self::spawn).
+    ///
+    /// # Panics
+    ///
+    /// As [`spawn`](Self::spawn).
+    pub fn spawn_cancellable<Fut>(
+        &self,
+        name: impl Into<Cow<'static, str>>,
+        task: Fut,
+    ) -> Result<(), ShuttingDown>
+    where
+        Fut: Future<Output: TaskOutput> + Send + 'static,
+    {
+        self.core.tasks.spawn(&self.task_runtime(), name.into(), Policy::Cancel, |_| task)
+    }
+
+    /// As [`spawn`](Self::spawn), for a task the service cannot live without: if it fails or panics, that is a
+    /// reason to stop, and the exit code is not 0. Ending well is not.
+    ///
+    /// # Errors
+    ///
+    /// As [`spawn`](Self::spawn).
+    ///
+    /// # Panics
+    ///
+    /// As [`spawn`](Self::spawn).
+    pub fn spawn_critical<F, Fut>(
+        &self,
+        name: impl Into<Cow<'static, str>>,
+        task: F,
+    ) -> Result<(), ShuttingDown>
+    where
+        F: FnOnce(CancellationToken) -> Fut,
+        Fut: Future<Output: TaskOutput> + Send + 'static,
+    {
+        self.core.tasks.spawn(&self.task_runtime(), name.into(), Policy::Critical, task)
+    }
+
+    fn task_runtime(&self) -> Handle {
+        Handle::try_current().ok().or_else(|| self.core.runtime.get().cloned()).expect(
+            "a background task needs a tokio runtime: spawn it inside one, or install the coordinator",
+        )
+    }
+
+    /// Adds a task to a stage of the running coordinator.
+    ///
+    /// # Errors
+    ///
+    /// Draining has begun, or the stage's reserve no longer fits the total.
+    ///
+    /// # Panics
+    ///
+    /// If `stage` is a [`Stage::Custom`] that was not built in.
+    pub fn add_stage_task<F, Fut>(
+        &self,
+        stage: Stage,
+        name: impl Into<Cow<'static, str>>,
+        task: F,
+    ) -> Result<(), AddStageTaskError>
+    where
+        F: FnOnce(StageContext) -> Fut + Send + 'static,
+        Fut: Future<Output = Result<(), BoxError>> + Send + 'static,
+    {
+        let mut stages = self.core.stages.lock();
+        if stages.sealed {
+            return Err(AddStageTaskError::ShuttingDown(ShuttingDown));
+        }
+        let unit = Unit { name: name.into(), when: When::During, task: boxed(task) };
+        stages.add(stage, unit).map_err(AddStageTaskError::Plan)
+    }
+
+    /// One moment's numbers.
+    pub fn snapshot(&self) -> Snapshot {
+        let core = self.core;
+        let now = Instant::now();
+        let draft = core.draft.lock().clone();
+        let elapsed = draft.as_ref().map(|draft| now.saturating_duration_since(draft.began));
+        Snapshot {
+            program: core.program.clone(),
+            pid: std::process::id(),
+            phase: core.phase(),
+            reason: draft.as_ref().map(|draft| draft.report.reason.clone()),
+            urgency: *core.urgency.borrow(),
+            signals: core.signals.load(Ordering::Relaxed),
+            shutting_down_for_ms: elapsed.map(ms),
+            left_ms: elapsed.map(|elapsed| ms(core.config.total.saturating_sub(elapsed))),
+            requests: Requests {
+                active: core.requests.alive(),
+                started: core.requests.started(),
+                refused: core.requests.refused(),
+                client_gone: core.requests.client_gone(),
+            },
+            connections: Connections { open: core.connections.alive(), accepted: core.connections.started() },
+            oldest_in_flight: core.named.list().first().map(|request| InFlight {
+                route: request.route.clone(),
+                age_ms: ms(now.saturating_duration_since(request.started)),
+            }),
+            background_tasks: core.tasks.names(),
+            current_stage: draft
+                .as_ref()
+                .and_then(|draft| draft.current_stage)
+                .map(|stage| Cow::Borrowed(stage.name())),
+            stages: draft.map(|draft| draft.report.stages).unwrap_or_default(),
+            plan: self.plan(),
+        }
+    }
+
+    /// The plan as it stands, with the tasks it has so far.
+    pub fn plan(&self) -> Plan {
+        let mut plan = self.core.stages.lock().plan.clone();
+        for name in self.core.tasks.names() {
+            plan.add_task(Stage::Background, name);
+        }
+        plan
+    }
+
+    /// The configuration.
+    pub fn config(&self) -> &'static ShutdownConfig {
+        &self.core.config
+    }
+
+    /// The coordinator's own runtime, of an installed one: it runs until the process ends and does not belong to
+    /// the service, so it is the place for an admin listener that outlives the traffic.
+    pub fn own_runtime(&self) -> Option<Handle> {
+        self.core.own_runtime.get().cloned()
+    }
+
+    /// How long a refused client should wait before it tries again: one second, time to be sent elsewhere.
+    pub const RETRY_AFTER: Duration = Duration::from_secs(1);
+}
+
+impl Stages {
+    /// Adds a unit and checks the plan; leaves everything as it was when the plan does not hold.
+    pub(crate) fn add(&mut self, stage: Stage, unit: Unit) -> Result<(), crate::plan::PlanError> {
+        let mut plan = self.plan.clone();
+        let name = match unit.when {
+            When::Before => Cow::Owned(format!("before {}", unit.name)),
+            When::During => unit.name.clone(),
+            When::After => Cow::Owned(format!("after {}", unit.name)),
+        };
+        assert!(
+            plan.add_task(stage, name.clone()),
+            "stage {stage} is not in the plan: build it in with Builder::stage"
+        );
+        plan.check()?;
+        self.plan = plan;
+        self.units.push((stage, Unit { name, ..unit }));
+        Ok(())
+    }
+}
+
+/// A listener that still accepts; see [`ShutdownCoordinator::listener_start`].
+#[derive(Debug)]
+#[must_use = "the listener counts as closed when its guard is dropped"]
+pub struct ListenerGuard {
+    _token: TaskTrackerToken,
+}
+
+/// Somebody who will be told the report before the process leaves; see [`ShutdownCoordinator::join`].
+#[derive(Clone)]
+#[must_use = "the process stops waiting for the answer when this is dropped"]
+pub struct Join {
+    core: &'static Core,
+    _token: Arc<TaskTrackerToken>,
+}
+
+impl fmt::Debug for Join {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Join")
+    }
+}
+
+impl Join {
+    /// Waits for the report. The process does not leave before this `Join` and its clones are dropped, or the
+    /// report's reserve has passed.
+    ///
+    /// # Cancel safety
+    ///
+    /// Cancel safe.
+    pub async fn report(&self) -> Arc<ShutdownReport> {
+        let mut verdict = self.core.verdict.subscribe();
+        match verdict.wait_for(Option::is_some).await {
+            Ok(report) => Arc::clone(report.as_ref().expect("waited for")),
+            Err(_) => unreachable!("the sender is leaked with the core"),
+        }
+    }
+}

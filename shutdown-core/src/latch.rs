@@ -1,0 +1,227 @@
+//! An event that happens once and is never missed: "drain has begun", "the last guard is gone", "cut".
+//!
+//! Invariants. The flag goes up before any waker is taken, and a waiter looks at the flag again under its
+//! shard's lock before it links its waker; so a waiter either sees the flag or is found by [`Latch::set`]:
+//!
+//! ```text
+//! waiter: lock shard ── flag? no ── link ── unlock           waiter: lock shard ── flag? yes ── ready
+//! setter:                                  flag up ─ lock ─ wake     setter: flag up ─ lock (nothing linked)
+//! ```
+//!
+//! A pending waiter that is polled again by the same task takes no lock: a connection polls its drain event
+//! each time anything else wakes it, and tokio's `Notified` would take a process-wide mutex each time.
+
+use std::future::Future;
+use std::pin::Pin;
+use std::task::{Context, Poll, Waker};
+
+use slab::Slab;
+
+use crate::sync::{AtomicBool, Mutex, Ordering, default_shards, thread_index};
+
+/// How many wakers leave a shard at a time: a task woken runs while the next batch is taken.
+const BATCH: usize = 64;
+
+/// A one-way flag that futures can wait for.
+#[derive(Debug)]
+pub struct Latch {
+    set: AtomicBool,
+    shards: Box<[Shard]>,
+    #[cfg(shutdown_loom)]
+    pub(crate) skip_recheck: bool,
+}
+
+/// On its own pair of cache lines: neighbours are prefetched together.
+#[repr(align(128))]
+struct Shard(Mutex<Slab<Waker>>);
+
+impl std::fmt::Debug for Shard {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Shard")
+    }
+}
+
+impl Default for Latch {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl Latch {
+    /// A latch that is not set, with shards for this machine.
+    pub fn new() -> Self {
+        Self::with_shards(default_shards())
+    }
+
+    pub(crate) fn with_shards(shards: usize) -> Self {
+        Self {
+            set: AtomicBool::new(false),
+            shards: (0..shards.max(1)).map(|_| Shard(Mutex::new(Slab::new()))).collect(),
+            #[cfg(shutdown_loom)]
+            skip_recheck: false,
+        }
+    }
+
+    /// Whether the event has happened. What the setter wrote before is visible after `true`.
+    pub fn is_set(&self) -> bool {
+        // Acquire: pairs with the swap in `set`.
+        self.set.load(Ordering::Acquire)
+    }
+
+    /// Makes the event happen and wakes everyone who waits. The second call does nothing.
+    pub fn set(&self) {
+        // AcqRel: releases what came before the event to every `is_set`.
+        if self.set.swap(true, Ordering::AcqRel) {
+            return;
+        }
+        let mut batch = Vec::new();
+        for shard in &self.shards {
+            loop {
+                {
+                    let mut waiting = shard.0.lock();
+                    let keys: Vec<usize> = waiting.iter().map(|(key, _)| key).take(BATCH).collect();
+                    batch.extend(keys.into_iter().map(|key| waiting.remove(key)));
+                }
+                if batch.is_empty() {
+                    break;
+                }
+                // Outside the lock: a waker may run anything, also another waiter's registration.
+                batch.drain(..).for_each(Waker::wake);
+            }
+        }
+    }
+
+    /// Waits for the event.
+    ///
+    /// # Cancel safety
+    ///
+    /// Dropping the future forgets the waiter and nothing else.
+    pub fn wait(&self) -> Wait<'_> {
+        Wait { latch: self, linked: None }
+    }
+}
+
+/// Waits for a [`Latch`]; resolves at once when it is set already.
+#[derive(Debug)]
+#[must_use = "futures do nothing unless polled"]
+pub struct Wait<'a> {
+    latch: &'a Latch,
+    linked: Option<Linked>,
+}
+
+#[derive(Debug)]
+struct Linked {
+    shard: usize,
+    key: usize,
+    waker: Waker,
+}
+
+impl Wait<'_> {
+    /// The latch this waits for.
+    pub fn latch(&self) -> &Latch {
+        self.latch
+    }
+}
+
+impl Future for Wait<'_> {
+    type Output = ();
+
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
+        let this = &mut *self;
+        if this.latch.is_set() {
+            return Poll::Ready(());
+        }
+        if let Some(linked) = &this.linked
+            && linked.waker.will_wake(cx.waker())
+        {
+            return Poll::Pending;
+        }
+        let shard = match &this.linked {
+            Some(linked) => linked.shard,
+            None => thread_index() % this.latch.shards.len(),
+        };
+        let mut waiting = this.latch.shards[shard].0.lock();
+        let recheck = this.latch.is_set();
+        #[cfg(shutdown_loom)]
+        let recheck = recheck && !this.latch.skip_recheck;
+        if recheck {
+            return Poll::Ready(());
+        }
+        let waker = cx.waker().clone();
+        match &mut this.linked {
+            // Not set, so nobody has removed the slot.
+            Some(linked) => {
+                waiting[linked.key] = waker.clone();
+                linked.waker = waker;
+            }
+            None => {
+                let key = waiting.insert(waker.clone());
+                this.linked = Some(Linked { shard, key, waker });
+            }
+        }
+        Poll::Pending
+    }
+}
+
+impl Drop for Wait<'_> {
+    fn drop(&mut self) {
+        if let Some(linked) = self.linked.take() {
+            // `try_remove`: `set` may have taken the waker; after it no key is ever handed out again.
+            drop(self.latch.shards[linked.shard].0.lock().try_remove(linked.key));
+        }
+    }
+}
+
+#[cfg(all(test, not(shutdown_loom)))]
+mod tests {
+    use tokio_test::{assert_pending, assert_ready, task};
+
+    use super::*;
+
+    #[test]
+    fn a_latch_set_before_anyone_waits_is_not_missed() {
+        let latch = Latch::new();
+        latch.set();
+        assert_ready!(task::spawn(latch.wait()).poll());
+    }
+
+    #[test]
+    fn every_waiter_is_woken_once_and_late_ones_do_not_wait() {
+        let latch = Latch::with_shards(1);
+        let mut waiters: Vec<_> = (0..3 * BATCH).map(|_| task::spawn(latch.wait())).collect();
+        for waiter in &mut waiters {
+            assert_pending!(waiter.poll());
+        }
+        latch.set();
+        latch.set();
+        for waiter in &mut waiters {
+            assert!(waiter.is_woken());
+            assert_ready!(waiter.poll());
+        }
+        assert_ready!(task::spawn(latch.wait()).poll());
+    }
+
+    #[test]
+    fn a_dropped_waiter_leaves_no_waker_behind() {
+        let latch = Latch::with_shards(1);
+        for _ in 0..1000 {
+            let mut waiter = task::spawn(latch.wait());
+            assert_pending!(waiter.poll());
+            assert_pending!(waiter.poll());
+        }
+        assert!(latch.shards[0].0.lock().is_empty());
+    }
+
+    #[test]
+    fn a_waiter_that_moves_to_another_task_is_woken_there() {
+        let latch = Latch::with_shards(1);
+        let mut wait = latch.wait();
+        let mut first = task::spawn(std::future::poll_fn(|cx| Pin::new(&mut wait).poll(cx)));
+        assert_pending!(first.poll());
+        drop(first);
+        let mut second = task::spawn(wait);
+        assert_pending!(second.poll());
+        latch.set();
+        assert!(second.is_woken());
+    }
+}

@@ -1,0 +1,241 @@
+//! Background tasks: a token to hear, a tracker to wait, a name for the report.
+//!
+//! Stage Background tells every task through its token, waits for all of them together, and at its deadline
+//! aborts the rest by name. A task spawned after that moment is refused; whether it is too late is decided
+//! under the lock that the stage closes, so none slips through between.
+
+use std::borrow::Cow;
+use std::future::Future;
+use std::time::Duration;
+
+use parking_lot::Mutex;
+use slab::Slab;
+use tokio::runtime::Handle;
+use tokio::task::AbortHandle;
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+use crate::error::{BoxError, ShuttingDown};
+use crate::report::{Outcome, TaskReport, ms};
+use crate::unwind::{BoxFuture, catch_panic};
+
+/// What a background task may return: nothing, or a result whose error is reported.
+pub trait TaskOutput: Send + 'static {
+    /// The output as a result.
+    ///
+    /// # Errors
+    ///
+    /// The task's own error.
+    fn into_result(self) -> Result<(), BoxError>;
+}
+
+impl TaskOutput for () {
+    fn into_result(self) -> Result<(), BoxError> {
+        Ok(())
+    }
+}
+
+impl<E: Into<BoxError> + Send + 'static> TaskOutput for Result<(), E> {
+    fn into_result(self) -> Result<(), BoxError> {
+        self.map_err(Into::into)
+    }
+}
+
+/// What a task is to the service, and how it ends.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Policy {
+    /// It finishes its iteration and ends by itself when it hears its token.
+    FinishIteration,
+    /// It is dropped at its next `.await` when it is told.
+    Cancel,
+    /// As `FinishIteration`; its failure before the shutdown is a reason to stop.
+    Critical,
+}
+
+/// Called with the name and the error of a critical task that failed.
+type OnCritical = Box<dyn Fn(&str, String) + Send + Sync>;
+
+pub(crate) struct Tasks {
+    token: CancellationToken,
+    tracker: TaskTracker,
+    state: Mutex<State>,
+    on_critical: OnCritical,
+}
+
+#[derive(Default)]
+struct State {
+    closed: bool,
+    alive: Slab<Alive>,
+    ended: Vec<Ended>,
+}
+
+struct Alive {
+    name: Cow<'static, str>,
+    abort: Option<AbortHandle>,
+    aborted: bool,
+}
+
+struct Ended {
+    name: Cow<'static, str>,
+    outcome: Outcome,
+    detail: Option<String>,
+    at: Instant,
+}
+
+impl Tasks {
+    pub(crate) fn new(on_critical: OnCritical) -> Self {
+        Self {
+            token: CancellationToken::new(),
+            tracker: TaskTracker::new(),
+            state: Mutex::new(State::default()),
+            on_critical,
+        }
+    }
+
+    pub(crate) fn spawn<Fut>(
+        &'static self,
+        runtime: &Handle,
+        name: Cow<'static, str>,
+        policy: Policy,
+        task: impl FnOnce(CancellationToken) -> Fut,
+    ) -> Result<(), ShuttingDown>
+    where
+        Fut: Future<Output: TaskOutput> + Send + 'static,
+    {
+        // A slot first, under the lock that the stage closes; the future is made outside it.
+        let key = {
+            let mut state = self.state.lock();
+            if state.closed {
+                return Err(ShuttingDown);
+            }
+            state.alive.insert(Alive { name, abort: None, aborted: false })
+        };
+        let slot = Slot { tasks: self, key, policy, done: false };
+        let token = self.token.child_token();
+        let heard = token.clone();
+        let future = task(token);
+        let work: BoxFuture<Result<(), BoxError>> = match policy {
+            Policy::Cancel => Box::pin(async move {
+                tokio::select! {
+                    biased;
+                    output = future => output.into_result(),
+                    () = heard.cancelled() => Ok(()),
+                }
+            }),
+            Policy::FinishIteration | Policy::Critical => Box::pin(async move { future.await.into_result() }),
+        };
+        let tracked = self.tracker.track_future(async move { slot.end(catch_panic(work).await) });
+        let abort = runtime.spawn(tracked).abort_handle();
+        if let Some(alive) = self.state.lock().alive.get_mut(key) {
+            alive.abort = Some(abort);
+        }
+        Ok(())
+    }
+
+    /// The names of the tasks alive.
+    pub(crate) fn names(&self) -> Vec<Cow<'static, str>> {
+        self.state.lock().alive.iter().map(|(_, alive)| alive.name.clone()).collect()
+    }
+
+    /// Refuses new tasks and tells those alive.
+    pub(crate) fn close(&self) {
+        self.state.lock().closed = true;
+        self.tracker.close();
+        self.token.cancel();
+    }
+
+    /// Waits until no task is left. Only after [`close`](Self::close).
+    pub(crate) async fn ended(&self) {
+        self.tracker.wait().await;
+    }
+
+    /// Aborts the tasks still alive: each is dropped at its next `.await`.
+    pub(crate) fn abort(&self) {
+        let handles: Vec<_> = {
+            let mut state = self.state.lock();
+            state
+                .alive
+                .iter_mut()
+                .filter_map(|(_, alive)| {
+                    alive.aborted = true;
+                    alive.abort.clone()
+                })
+                .collect()
+        };
+        // Outside the lock: aborting may drop the task here and now, and its slot takes the lock.
+        handles.iter().for_each(AbortHandle::abort);
+    }
+
+    /// How every task that was alive when the stage began has ended, in the order they ended.
+    pub(crate) fn report(&self, start: Instant, now: Instant) -> Vec<TaskReport> {
+        let since = |at: Instant| ms(at.saturating_duration_since(start).max(Duration::ZERO));
+        let state = self.state.lock();
+        let ended = state.ended.iter().map(|ended| TaskReport {
+            name: ended.name.clone(),
+            outcome: ended.outcome,
+            detail: ended.detail.clone(),
+            elapsed_ms: since(ended.at),
+        });
+        let alive = state.alive.iter().map(|(_, alive)| TaskReport {
+            name: alive.name.clone(),
+            outcome: Outcome::TimedOut,
+            detail: alive.aborted.then(|| "aborted, but it does not reach an await".to_owned()),
+            elapsed_ms: since(now),
+        });
+        ended.chain(alive).collect()
+    }
+
+    fn end(&self, key: usize, policy: Policy, finish: Option<Result<Result<(), BoxError>, String>>) {
+        let mut state = self.state.lock();
+        let alive = state.alive.remove(key);
+        let (outcome, detail) = match finish {
+            Some(Ok(Ok(()))) => (Outcome::Ok, None),
+            Some(Ok(Err(error))) => (Outcome::Failed, Some(error.to_string())),
+            Some(Err(panic)) => (Outcome::Panicked, Some(panic)),
+            None if alive.aborted => (Outcome::TimedOut, Some("aborted".to_owned())),
+            None => (Outcome::RuntimeGone, None),
+        };
+        let early = !state.closed;
+        if !early {
+            let ended =
+                Ended { name: alive.name.clone(), outcome, detail: detail.clone(), at: Instant::now() };
+            state.ended.push(ended);
+        }
+        drop(state);
+        let name = &*alive.name;
+        match outcome {
+            Outcome::Ok => tracing::debug!(target: "shutdown", task = name, "background task ended"),
+            _ => {
+                let error = detail.unwrap_or_else(|| outcome.as_str().to_owned());
+                tracing::error!(target: "shutdown", task = name, outcome = outcome.as_str(), error, "background task ended");
+                if early && policy == Policy::Critical && outcome != Outcome::RuntimeGone {
+                    (self.on_critical)(name, error);
+                }
+            }
+        }
+    }
+}
+
+/// A task's place in the registry. Dropped without an end, the task was aborted or its runtime went away.
+struct Slot {
+    tasks: &'static Tasks,
+    key: usize,
+    policy: Policy,
+    done: bool,
+}
+
+impl Slot {
+    fn end(mut self, finish: Result<Result<(), BoxError>, String>) {
+        self.done = true;
+        self.tasks.end(self.key, self.policy, Some(finish));
+    }
+}
+
+impl Drop for Slot {
+    fn drop(&mut self) {
+        if !self.done {
+            self.tasks.end(self.key, self.policy, None);
+        }
+    }
+}

@@ -205,6 +205,12 @@ impl ShutdownCoordinator {
         Ok(self.core.named.enter(guard, route.into(), Instant::now()))
     }
 
+    /// Whether every [`request_start`](Self::request_start) from now on is refused.
+    #[inline]
+    pub fn refuses_requests(&self) -> bool {
+        self.core.requests.refuses()
+    }
+
     /// Requests in flight; a moment's value.
     pub fn active_request_count(&self) -> u64 {
         self.core.requests.alive()

@@ -120,8 +120,7 @@ async fn stop(run: &Run) -> Arc<ShutdownReport> {
 /// requests at the end of the linger. With no connection open, neither costs time.
 async fn drain(run: &Run) {
     let core = run.core;
-    let listened = run.close_listeners().await;
-    if listened {
+    if run.close_listeners().await {
         let linger_end = Instant::now() + run.plan().linger;
         let _ = timeout_at(linger_end, core.connections.drained()).await;
     }
@@ -270,6 +269,8 @@ impl Run {
             tokio::select! {
                 biased;
                 output = &mut work => return Some(output),
+                // A timer would be late by up to a millisecond.
+                () = std::future::ready(()), if deadline <= self.now() => return None,
                 () = sleep_until(self.began + deadline) => return None,
                 changed = urgency.changed() => changed.expect("the core keeps the sender"),
             }
@@ -280,18 +281,17 @@ impl Run {
         self.core.stages.lock().sealed = true;
     }
 
-    /// Waits until every listener has emptied its queue and closed, then refuses connections. Whether there was
-    /// any listener or connection.
+    /// Waits until every listener has emptied its queue and closed, then refuses connections. Whether any
+    /// is open.
     async fn close_listeners(&self) -> bool {
         let core = self.core;
-        let listeners = core.listeners.len();
         core.listeners.close();
         if timeout_at(Instant::now() + LISTENER_CLOSE, core.listeners.wait()).await.is_err() {
             tracing::warn!(target: "shutdown", listeners = core.listeners.len(), "a listener did not close in time");
         }
         let open = core.connections.close();
-        tracing::info!(target: "shutdown", listeners, connections = open, "stopped accepting new connections");
-        listeners > 0 || open > 0
+        tracing::info!(target: "shutdown", connections = open, "stopped accepting new connections");
+        open > 0
     }
 
     /// Cuts what is still in flight at the deadline, names it, and lets it fall.

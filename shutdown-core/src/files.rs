@@ -19,7 +19,7 @@ pub fn replace(path: &Path, bytes: &[u8]) -> io::Result<()> {
     (&temporary.file).write_all(bytes)?;
     temporary.file.sync_all()?;
     std::fs::rename(&temporary.path, path)?;
-    std::mem::drop(temporary.renamed());
+    temporary.keep();
     sync_dir(path)
 }
 
@@ -67,9 +67,9 @@ impl Temporary {
         }
     }
 
-    fn renamed(mut self) -> Self {
+    /// It is not temporary any more.
+    fn keep(mut self) {
         self.keep = true;
-        self
     }
 }
 

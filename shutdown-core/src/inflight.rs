@@ -82,6 +82,10 @@ pub(crate) enum Mutant {
     PendingRelaxed,
     /// Closing acquires nothing.
     CloseRelaxed,
+    /// Handing the count over acquires nothing.
+    HandOverNoAcquire,
+    /// Handing the count over publishes nothing.
+    HandOverNoRelease,
     /// A refused start gives its addition back (and so can reach zero a second time).
     UndoRefused,
     /// "Closed" is read in one word and the count raised in another.
@@ -98,6 +102,15 @@ impl Shared {
     #[cfg(shutdown_loom)]
     fn order_unless(&self, mutant: Mutant, strong: Ordering) -> Ordering {
         if self.mutant == mutant { Ordering::Relaxed } else { strong }
+    }
+
+    #[cfg(shutdown_loom)]
+    fn hand_over_order(&self) -> Ordering {
+        match self.mutant {
+            Mutant::HandOverNoAcquire => Ordering::Release,
+            Mutant::HandOverNoRelease => Ordering::Acquire,
+            _ => Ordering::AcqRel,
+        }
     }
 }
 
@@ -183,13 +196,18 @@ impl Tracker {
             return self.alive();
         }
         #[cfg(not(shutdown_loom))]
+        let order = self.shared.order(Ordering::Acquire);
+        #[cfg(shutdown_loom)]
+        let order = self.shared.order_unless(Mutant::CloseRelaxed, Ordering::Acquire);
+        // Acquire: pairs with the Release in `leave`, for the guards dropped before.
+        let alive: u64 = self.shards.iter().map(|shard| alive_in(shard.word.fetch_or(CLOSED, order))).sum();
+        #[cfg(not(shutdown_loom))]
         let order = self.shared.order(Ordering::AcqRel);
         #[cfg(shutdown_loom)]
-        let order = self.shared.order_unless(Mutant::CloseRelaxed, Ordering::AcqRel);
-        // Acquire: what guards did that were dropped before. Release: a refused start may rely on the close.
-        let alive: u64 = self.shards.iter().map(|shard| alive_in(shard.word.fetch_or(CLOSED, order))).sum();
-        // AcqRel: the guards dropped since then have each taken one off `pending`.
-        let before = self.shared.pending.fetch_add(alive.wrapping_sub(BIAS), Ordering::AcqRel);
+        let order = self.shared.hand_over_order();
+        // AcqRel, with `leave_closed`: acquires what the guards did that were dropped since then, and passes what
+        // was acquired above on to the guard that will be the last.
+        let before = self.shared.pending.fetch_add(alive.wrapping_sub(BIAS), order);
         if before.wrapping_add(alive).wrapping_sub(BIAS) == 0 {
             self.shared.drained.set();
         }
@@ -201,7 +219,15 @@ impl Tracker {
         self.shared.closed.load(Ordering::Relaxed)
     }
 
+    /// Whether every start from now on is refused; unlike [`is_closed`](Self::is_closed) not before each shard is.
+    #[inline]
+    pub(crate) fn refuses(&self) -> bool {
+        // Acquire: pairs with the bias being taken off, which comes after every shard's `fetch_or`.
+        self.shared.pending.load(Ordering::Acquire) < BIAS / 2
+    }
+
     /// Whether the tracker is closed and no guard is left.
+    #[cfg(test)]
     pub(crate) fn is_drained(&self) -> bool {
         self.shared.drained.is_set()
     }
@@ -445,7 +471,7 @@ mod tests {
     /// one word and the count in another.
     #[derive(Default)]
     struct CheckThenAdd {
-        closed: std::sync::atomic::AtomicBool,
+        closed: AtomicBool,
         count: StdU64,
     }
 
@@ -496,7 +522,7 @@ mod tests {
             }
             done.push(close(subject));
         }
-        let admitted = admitted.join().unwrap();
+        let admitted = admitted.join().expect("the starter does not panic");
         let late = admitted.iter().zip(&done).filter(|(admitted, done)| **admitted && **done).count();
         assert!(turn.load(SeqCst) == 2 * tries);
         late
@@ -509,7 +535,7 @@ mod tests {
         let mut spins = 0_u32;
         while turn.load(SeqCst) < from + 2 {
             spins += 1;
-            if spins % 4096 == 0 {
+            if spins.is_multiple_of(4096) {
                 std::thread::yield_now();
             }
             std::hint::spin_loop();

@@ -28,7 +28,25 @@ pub struct Latch {
     set: AtomicBool,
     shards: Box<[Shard]>,
     #[cfg(shutdown_loom)]
-    pub(crate) skip_recheck: bool,
+    pub(crate) mutant: Mutant,
+}
+
+/// Ways to break the protocol, one at a time; loom must find each.
+#[cfg(shutdown_loom)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Mutant {
+    /// The protocol as it is.
+    None,
+    /// A waiter links its waker without looking at the flag again.
+    SkipRecheck,
+    /// The flag goes up after the wakers were taken.
+    FlagLast,
+    /// The setter publishes nothing.
+    SetRelaxed,
+    /// A waiter that sees the flag acquires nothing.
+    SeenRelaxed,
+    /// A waiter that moved to another task keeps its first waker.
+    KeepFirstWaker,
 }
 
 /// On its own pair of cache lines: neighbours are prefetched together.
@@ -58,22 +76,42 @@ impl Latch {
             set: AtomicBool::new(false),
             shards: (0..shards.max(1)).map(|_| Shard(Mutex::new(Slab::new()))).collect(),
             #[cfg(shutdown_loom)]
-            skip_recheck: false,
+            mutant: Mutant::None,
         }
     }
 
     /// Whether the event has happened. What the setter wrote before is visible after `true`.
     pub fn is_set(&self) -> bool {
+        #[cfg(shutdown_loom)]
+        if self.mutant == Mutant::SeenRelaxed {
+            return self.set.load(Ordering::Relaxed);
+        }
         // Acquire: pairs with the swap in `set`.
         self.set.load(Ordering::Acquire)
     }
 
     /// Makes the event happen and wakes everyone who waits. The second call does nothing.
     pub fn set(&self) {
-        // AcqRel: releases what came before the event to every `is_set`.
-        if self.set.swap(true, Ordering::AcqRel) {
-            return;
+        #[cfg(shutdown_loom)]
+        match self.mutant {
+            Mutant::FlagLast => {
+                self.wake_all();
+                self.set.store(true, Ordering::Release);
+                return;
+            }
+            Mutant::SetRelaxed => {
+                self.set.store(true, Ordering::Relaxed);
+                return self.wake_all();
+            }
+            _ => {}
         }
+        // Release: what came before the event, to every `is_set`.
+        if !self.set.swap(true, Ordering::Release) {
+            self.wake_all();
+        }
+    }
+
+    fn wake_all(&self) {
         let mut batch = Vec::new();
         for shard in &self.shards {
             loop {
@@ -131,6 +169,10 @@ impl Future for Wait<'_> {
         if this.latch.is_set() {
             return Poll::Ready(());
         }
+        #[cfg(shutdown_loom)]
+        if this.linked.is_some() && this.latch.mutant == Mutant::KeepFirstWaker {
+            return Poll::Pending;
+        }
         if let Some(linked) = &this.linked
             && linked.waker.will_wake(cx.waker())
         {
@@ -143,7 +185,7 @@ impl Future for Wait<'_> {
         let mut waiting = this.latch.shards[shard].0.lock();
         let recheck = this.latch.is_set();
         #[cfg(shutdown_loom)]
-        let recheck = recheck && !this.latch.skip_recheck;
+        let recheck = recheck && this.latch.mutant != Mutant::SkipRecheck;
         if recheck {
             return Poll::Ready(());
         }

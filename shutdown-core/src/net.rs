@@ -27,10 +27,12 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
 /// Binds a TCP listener that can be bound again at once after a restart. An IPv6 address takes IPv6 only.
 ///
+/// Non-blocking, for `tokio::net::TcpListener::from_std` inside the runtime that will accept.
+///
 /// # Errors
 ///
 /// What the system said, for example that the address is in use.
-pub fn bind(addr: SocketAddr) -> io::Result<TcpListener> {
+pub fn bind(addr: SocketAddr) -> io::Result<std::net::TcpListener> {
     let socket = Socket::new(Domain::for_address(addr), Type::STREAM, Some(Protocol::TCP))?;
     // On Windows SO_REUSEADDR would let two processes share the port.
     #[cfg(not(windows))]
@@ -41,7 +43,7 @@ pub fn bind(addr: SocketAddr) -> io::Result<TcpListener> {
     socket.set_nonblocking(true)?;
     socket.bind(&addr.into())?;
     socket.listen(BACKLOG)?;
-    TcpListener::from_std(socket.into())
+    Ok(socket.into())
 }
 
 /// Something that accepts connections.
@@ -61,6 +63,13 @@ pub trait Accept: Send + 'static {
     ///
     /// `WouldBlock` when the queue is empty, else what the system said.
     fn accept_now(&self) -> io::Result<(Self::Stream, Self::Addr)>;
+
+    /// Where it listens.
+    ///
+    /// # Errors
+    ///
+    /// What the system said.
+    fn local_addr(&self) -> io::Result<Self::Addr>;
 }
 
 impl Accept for TcpListener {
@@ -81,6 +90,10 @@ impl Accept for TcpListener {
         let addr = addr.as_socket().ok_or_else(|| io::Error::other("a TCP peer without an IP address"))?;
         Ok((TcpStream::from_std(socket.into())?, addr))
     }
+
+    fn local_addr(&self) -> io::Result<SocketAddr> {
+        Self::local_addr(self)
+    }
 }
 
 #[cfg(unix)]
@@ -99,6 +112,10 @@ impl Accept for tokio::net::UnixListener {
         let addr = stream.peer_addr()?;
         Ok((stream, addr))
     }
+
+    fn local_addr(&self) -> io::Result<Self::Addr> {
+        Self::local_addr(self)
+    }
 }
 
 /// Accepts connections until Draining, then what is still queued, then closes.
@@ -110,15 +127,24 @@ pub struct Listener<L> {
     open: Option<(L, ListenerGuard)>,
 }
 
+type Accepted<L> = io::Result<(<L as Accept>::Stream, <L as Accept>::Addr)>;
+
 impl<L: Accept> Listener<L> {
     /// Accepts from `listener` under `shutdown`.
     pub fn new(listener: L, shutdown: ShutdownCoordinator) -> Self {
         Self { shutdown, draining: shutdown.draining(), open: Some((listener, shutdown.listener_start())) }
     }
 
-    /// The wrapped listener, while it is open.
-    pub fn get_ref(&self) -> Option<&L> {
-        self.open.as_ref().map(|(listener, _)| listener)
+    /// Where it listens.
+    ///
+    /// # Errors
+    ///
+    /// [`io::ErrorKind::NotConnected`] once it has closed, else what the system said.
+    pub fn local_addr(&self) -> io::Result<L::Addr> {
+        match &self.open {
+            Some((listener, _)) => listener.local_addr(),
+            None => Err(io::Error::new(io::ErrorKind::NotConnected, "the listener has closed")),
+        }
     }
 
     /// Accepts the next connection; `None` once the queue is empty and the listener closed.
@@ -152,7 +178,7 @@ impl<L: Accept> Listener<L> {
         }
     }
 
-    fn poll_accept(&mut self, cx: &mut Context<'_>) -> Poll<Option<io::Result<(L::Stream, L::Addr)>>> {
+    fn poll_accept(&mut self, cx: &mut Context<'_>) -> Poll<Option<Accepted<L>>> {
         let Some((listener, _)) = &self.open else { return Poll::Ready(None) };
         if Pin::new(&mut self.draining).poll(cx).is_pending() {
             return listener.poll_accept(cx).map(Some);

@@ -267,7 +267,6 @@ impl ShutdownReport {
     /// Runs the handlers registered with `atexit`; one that hangs is ended by the watchdog at the total.
     pub fn exit(&self) -> ! {
         #[expect(
-            clippy::exit,
             clippy::disallowed_methods,
             reason = "this is the one way out that a program calls"
         )]

@@ -1,1 +1,49 @@
-//! stub
+//! `shutdown-core` for tower, axum and hyper: requests are counted to their last byte, refused when it is too late,
+//! and asked to leave in time.
+//!
+//! ```no_run
+//! use axum::{Router, routing::get};
+//! use shutdown_core::{ShutdownConfig, ShutdownCoordinator, Signals};
+//! use shutdown_tower::{Listener, ShutdownLayer};
+//! use tokio::net::TcpListener;
+//!
+//! #[tokio::main]
+//! async fn main() -> Result<(), Box<dyn std::error::Error>> {
+//!     let signals = Signals::claim()?; // first: a signal before the service stands leaves at once
+//!     let shutdown = ShutdownCoordinator::builder()
+//!         .signals(signals)
+//!         .config(ShutdownConfig::from_env()?) // SHUTDOWN_TOTAL_TIMEOUT and its like
+//!         .install()?;
+//!
+//!     let app = Router::new().route("/", get(|| async { "hello\n" })).layer(ShutdownLayer::new(shutdown));
+//!     let listener = Listener::new(TcpListener::bind("127.0.0.1:3000").await?, shutdown);
+//!     axum::serve(listener, app).with_graceful_shutdown(shutdown.requests_done()).await?;
+//!
+//!     shutdown.finished().await.exit()
+//! }
+//! ```
+//!
+//! * [`ShutdownLayer`] for HTTP services, [`GuardLayer`] for any other tower service, [`ShutdownAware`] for what is
+//!   no service at all.
+//! * [`Listener`] for stock `axum::serve`: a connection counts until its last byte is on the wire.
+//! * [`admin`]: `/livez`, `/readyz`, `/status`, `/metrics`, `/last-shutdown`, `/terminate`.
+
+#[cfg(feature = "admin")]
+pub mod admin;
+mod aware;
+mod body;
+mod guard;
+mod layer;
+#[cfg(feature = "axum")]
+mod listener;
+mod refusal;
+mod track;
+
+pub use aware::ShutdownAware;
+pub use body::ShutdownBody;
+pub use guard::{GuardError, GuardFuture, GuardLayer, Guarded};
+pub use layer::{ResponseFuture, Shutdown, ShutdownLayer};
+#[cfg(feature = "axum")]
+pub use listener::Listener;
+pub use refusal::{Refuse, Refuse503};
+pub use track::{Anonymous, InFlight, Named, Track};

@@ -1,2 +1,40 @@
-//! stub
-fn main() {}
+//! The shortest correct axum program: what is ours is marked, about ten lines.
+//!
+//! ```text
+//! cargo run -p axum-service            # then: curl -N 127.0.0.1:3000/stream & kill -TERM <pid>
+//! ```
+//!
+//! The address is `AXUM_SERVICE_LISTEN` (127.0.0.1:3000); reports go to `AXUM_SERVICE_REPORTS`, if it is set.
+
+mod routes;
+
+use std::error::Error;
+
+use shutdown_core::{ShutdownConfig, ShutdownCoordinator, Signals}; // 1
+use shutdown_tower::{Listener, ShutdownLayer}; // 2
+use tokio::net::TcpListener;
+
+#[tokio::main]
+async fn main() -> Result<(), Box<dyn Error>> {
+    let signals = Signals::claim()?; // 3: the first statement
+    tracing_subscriber::fmt().with_writer(std::io::stderr).init();
+
+    let mut builder = ShutdownCoordinator::builder().program("axum-service").signals(signals); // 4
+    if let Some(dir) = std::env::var_os("AXUM_SERVICE_REPORTS") {
+        builder = builder.report_dir(dir);
+    }
+    let shutdown = builder.config(ShutdownConfig::from_env()?).install()?; // 5
+
+    let addr = std::env::var("AXUM_SERVICE_LISTEN").unwrap_or_else(|_| "127.0.0.1:3000".into());
+    let listener = TcpListener::bind(&addr).await?;
+    println!("listening on {}", listener.local_addr()?);
+
+    let name = |request: &axum::extract::Request| format!("{} {}", request.method(), request.uri().path()).into();
+    let app = routes::router().layer(ShutdownLayer::new(shutdown).named(name)); // 6
+    let listener = Listener::new(listener, shutdown); // 7
+    axum::serve(listener, app)
+        .with_graceful_shutdown(shutdown.requests_done()) // 8
+        .await?;
+
+    shutdown.finished().await.exit() // 9
+}

@@ -1,0 +1,121 @@
+//! The body that carries its request's guard to the last frame.
+
+use std::pin::Pin;
+use std::task::{Context, Poll, ready};
+
+use http_body::{Body, Frame, SizeHint};
+use pin_project_lite::pin_project;
+
+use crate::track::InFlight;
+
+pin_project! {
+    /// A response's body, holding the request's guard until it is dropped.
+    ///
+    /// Dropped before its end, it notes that the client left. The guard says when the *body* has been handed
+    /// over; that its bytes are on the wire is the connection's affair, see [`Listener`](crate::Listener).
+    #[derive(Debug)]
+    pub struct ShutdownBody<B, G>
+    where
+        B: Body,
+        G: InFlight,
+    {
+        #[pin]
+        kind: Kind<B, G>,
+    }
+}
+
+pin_project! {
+    #[project = KindProj]
+    #[derive(Debug)]
+    enum Kind<B, G>
+    where
+        B: Body,
+        G: InFlight,
+    {
+        Admitted {
+            #[pin]
+            counted: Counted<B, G>,
+        },
+        Refused {
+            #[pin]
+            body: Option<B>,
+        },
+    }
+}
+
+pin_project! {
+    #[derive(Debug)]
+    struct Counted<B, G>
+    where
+        B: Body,
+        G: InFlight,
+    {
+        #[pin]
+        body: B,
+        ended: bool,
+        guard: G,
+    }
+
+    impl<B, G> PinnedDrop for Counted<B, G>
+    where
+        B: Body,
+        G: InFlight,
+    {
+        fn drop(this: Pin<&mut Self>) {
+            let this = this.project();
+            if !*this.ended && !this.body.is_end_stream() {
+                this.guard.client_gone();
+            }
+        }
+    }
+}
+
+impl<B: Body, G: InFlight> ShutdownBody<B, G> {
+    /// `bodiless`: nobody will read the body, so dropping it unread is its end (HEAD, 204, 304, upgrades).
+    pub(crate) fn admitted(body: B, guard: G, bodiless: bool) -> Self {
+        Self { kind: Kind::Admitted { counted: Counted { body, ended: bodiless, guard } } }
+    }
+
+    pub(crate) fn refused(body: Option<B>) -> Self {
+        Self { kind: Kind::Refused { body } }
+    }
+}
+
+impl<B: Body, G: InFlight> Body for ShutdownBody<B, G> {
+    type Data = B::Data;
+    type Error = B::Error;
+
+    fn poll_frame(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Self::Data>, Self::Error>>> {
+        match self.project().kind.project() {
+            KindProj::Admitted { counted } => {
+                let counted = counted.project();
+                let frame = ready!(counted.body.poll_frame(cx));
+                if !matches!(frame, Some(Ok(_))) {
+                    *counted.ended = true;
+                }
+                Poll::Ready(frame)
+            }
+            KindProj::Refused { body } => match body.as_pin_mut() {
+                Some(body) => body.poll_frame(cx),
+                None => Poll::Ready(None),
+            },
+        }
+    }
+
+    fn is_end_stream(&self) -> bool {
+        match &self.kind {
+            Kind::Admitted { counted } => counted.body.is_end_stream(),
+            Kind::Refused { body } => body.as_ref().is_none_or(Body::is_end_stream),
+        }
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        match &self.kind {
+            Kind::Admitted { counted } => counted.body.size_hint(),
+            Kind::Refused { body } => body.as_ref().map_or_else(|| SizeHint::with_exact(0), Body::size_hint),
+        }
+    }
+}

@@ -1,0 +1,56 @@
+//! A listener for stock `axum::serve` whose connections are counted to their last byte.
+
+use std::io;
+
+use shutdown_core::ShutdownCoordinator;
+use shutdown_core::net::{self, Accept, Io};
+
+/// Wraps a tokio TCP or Unix listener for [`axum::serve`].
+///
+/// A guard in the body ends when the last frame is handed over, not when it is on the wire: with a slow reader
+/// megabytes may still wait. Each connection of this listener therefore carries its own guard, and the drain is
+/// over when the connections are. Each has a kill switch, too: `axum::serve` alone waits for ever on half a head
+/// or a client that stopped reading; here the drain's deadline ends it.
+///
+/// From Draining on it empties the accept queue and closes. Tell axum to close idle connections with
+/// [`ShutdownCoordinator::requests_done`]:
+///
+/// ```no_run
+/// # use shutdown_core::ShutdownCoordinator;
+/// # use shutdown_tower::{Listener, ShutdownLayer};
+/// # async fn example(shutdown: ShutdownCoordinator, app: axum::Router) -> Result<(), Box<dyn std::error::Error>> {
+/// let listener = Listener::new(tokio::net::TcpListener::bind("127.0.0.1:3000").await?, shutdown);
+/// axum::serve(listener, app.layer(ShutdownLayer::new(shutdown)))
+///     .with_graceful_shutdown(shutdown.requests_done())
+///     .await?;
+/// # Ok(())
+/// # }
+/// ```
+#[derive(Debug)]
+pub struct Listener<L> {
+    inner: net::Listener<L>,
+}
+
+impl<L: Accept> Listener<L> {
+    /// Accepts from `listener` under `shutdown`.
+    pub fn new(listener: L, shutdown: ShutdownCoordinator) -> Self {
+        Self { inner: net::Listener::new(listener, shutdown) }
+    }
+}
+
+impl<L: Accept> axum::serve::Listener for Listener<L> {
+    type Io = Io<L::Stream>;
+    type Addr = L::Addr;
+
+    async fn accept(&mut self) -> (Self::Io, Self::Addr) {
+        match self.inner.accept().await {
+            Some(accepted) => accepted,
+            // Closed: axum leaves its loop when its own signal comes.
+            None => std::future::pending().await,
+        }
+    }
+
+    fn local_addr(&self) -> io::Result<Self::Addr> {
+        self.inner.local_addr()
+    }
+}

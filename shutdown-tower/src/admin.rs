@@ -28,7 +28,9 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 
 use bytes::Bytes;
-use http::header::{ALLOW, AUTHORIZATION, CACHE_CONTROL, CONNECTION, CONTENT_TYPE, HOST, ORIGIN, WWW_AUTHENTICATE};
+use http::header::{
+    ALLOW, AUTHORIZATION, CACHE_CONTROL, CONNECTION, CONTENT_TYPE, HOST, ORIGIN, WWW_AUTHENTICATE,
+};
 use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, Uri};
 use http_body::Body;
 use http_body_util::{BodyExt, Full, Limited};
@@ -97,8 +99,10 @@ impl Admin {
             return text(StatusCode::FORBIDDEN, problem);
         }
         let path = head.uri.path();
-        let allowed = if path == "/terminate" { [Method::POST].as_slice() } else { &[Method::GET, Method::HEAD] };
-        let known = matches!(path, "/livez" | "/readyz" | "/status" | "/metrics" | "/last-shutdown" | "/terminate");
+        let allowed =
+            if path == "/terminate" { [Method::POST].as_slice() } else { &[Method::GET, Method::HEAD] };
+        let known =
+            matches!(path, "/livez" | "/readyz" | "/status" | "/metrics" | "/last-shutdown" | "/terminate");
         if !known {
             return text(StatusCode::NOT_FOUND, "no such route");
         }
@@ -184,7 +188,9 @@ impl Admin {
         let Some(token) = &self.token else { return true };
         let given = headers.get(AUTHORIZATION).map(HeaderValue::as_bytes).unwrap_or_default();
         match given.split_at_checked("Bearer ".len()) {
-            Some((scheme, given)) if scheme.eq_ignore_ascii_case(b"Bearer ") => given.ct_eq(token.as_bytes()).into(),
+            Some((scheme, given)) if scheme.eq_ignore_ascii_case(b"Bearer ") => {
+                given.ct_eq(token.as_bytes()).into()
+            }
             _ => false,
         }
     }
@@ -263,7 +269,11 @@ fn json_answer(status: StatusCode, value: &Value) -> Response<Full<Bytes>> {
     with_type(status, "application/json", format!("{value:#}\n"))
 }
 
-fn with_type(status: StatusCode, content_type: &'static str, body: impl Into<Bytes>) -> Response<Full<Bytes>> {
+fn with_type(
+    status: StatusCode,
+    content_type: &'static str,
+    body: impl Into<Bytes>,
+) -> Response<Full<Bytes>> {
     let mut response = Response::new(Full::new(body.into()));
     *response.status_mut() = status;
     response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static(content_type));
@@ -325,7 +335,15 @@ mod tests {
         for good in ["127.0.0.1:8081", "localhost:8081", "LOCALHOST:8081"] {
             assert!(is_own(addr(), &headers(&[(HOST, good)])).is_ok(), "{good}");
         }
-        for bad in ["", "127.0.0.1", "127.0.0.1:80", "evil.example:8081", "user@127.0.0.1:8081", "127.0.0.2:8081", "a b"] {
+        for bad in [
+            "",
+            "127.0.0.1",
+            "127.0.0.1:80",
+            "evil.example:8081",
+            "user@127.0.0.1:8081",
+            "127.0.0.2:8081",
+            "a b",
+        ] {
             assert!(is_own(addr(), &headers(&[(HOST, bad)])).is_err(), "{bad}");
         }
         assert!(is_own(addr(), &HeaderMap::new()).is_err());
@@ -347,8 +365,19 @@ mod tests {
     #[test]
     fn an_unknown_parameter_or_value_of_terminate_is_refused() {
         assert!(Terminate::parse("").is_ok_and(|asked| asked.urgency == Urgency::Graceful));
-        assert!(Terminate::parse("mode=fast&if_idle=true").is_ok_and(|asked| asked.if_idle && !asked.dry_run));
-        for bad in ["mode=gracefull", "mode", "if_idle", "if_idle=1", "dry_run=yes", "force=true", "=", "mode=fast&&x"] {
+        assert!(
+            Terminate::parse("mode=fast&if_idle=true").is_ok_and(|asked| asked.if_idle && !asked.dry_run)
+        );
+        for bad in [
+            "mode=gracefull",
+            "mode",
+            "if_idle",
+            "if_idle=1",
+            "dry_run=yes",
+            "force=true",
+            "=",
+            "mode=fast&&x",
+        ] {
             assert!(Terminate::parse(bad).is_err(), "{bad}");
         }
     }

@@ -110,7 +110,9 @@ where
                     version,
                 },
             },
-            Err(_) => ResponseFuture { kind: Kind::Refused { response: Some(self.layer.refuse.refuse(version)) } },
+            Err(_) => {
+                ResponseFuture { kind: Kind::Refused { response: Some(self.layer.refuse.refuse(version)) } }
+            }
         }
     }
 }

@@ -29,7 +29,8 @@ async fn main() -> Result<(), Box<dyn Error>> {
     let listener = TcpListener::bind(&addr).await?;
     println!("listening on {}", listener.local_addr()?);
 
-    let name = |request: &axum::extract::Request| format!("{} {}", request.method(), request.uri().path()).into();
+    let name =
+        |request: &axum::extract::Request| format!("{} {}", request.method(), request.uri().path()).into();
     let app = routes::router().layer(ShutdownLayer::new(shutdown).named(name)); // 6
     let listener = Listener::new(listener, shutdown); // 7
     axum::serve(listener, app)

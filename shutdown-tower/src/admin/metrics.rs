@@ -18,7 +18,12 @@ pub(super) fn render(snapshot: &Snapshot, last: Option<&ShutdownReport>) -> Stri
     let one = [
         ("shutdown_requests_in_flight", "gauge", "Requests in flight.", snapshot.requests.active),
         ("shutdown_requests_started_total", "counter", "Requests admitted.", snapshot.requests.started),
-        ("shutdown_requests_refused_total", "counter", "Requests refused while stopping.", snapshot.requests.refused),
+        (
+            "shutdown_requests_refused_total",
+            "counter",
+            "Requests refused while stopping.",
+            snapshot.requests.refused,
+        ),
         (
             "shutdown_requests_client_gone_total",
             "counter",
@@ -26,7 +31,12 @@ pub(super) fn render(snapshot: &Snapshot, last: Option<&ShutdownReport>) -> Stri
             snapshot.requests.client_gone,
         ),
         ("shutdown_connections_open", "gauge", "Connections open.", snapshot.connections.open),
-        ("shutdown_connections_accepted_total", "counter", "Connections accepted.", snapshot.connections.accepted),
+        (
+            "shutdown_connections_accepted_total",
+            "counter",
+            "Connections accepted.",
+            snapshot.connections.accepted,
+        ),
         ("shutdown_signals_total", "counter", "Stop signals counted.", u64::from(snapshot.signals)),
         (
             "shutdown_background_tasks",
@@ -44,7 +54,11 @@ pub(super) fn render(snapshot: &Snapshot, last: Option<&ShutdownReport>) -> Stri
     page.sample("shutdown_oldest_in_flight_seconds", &[], oldest / 1000.0);
     page.family("shutdown_left_seconds", "gauge", "What is left of the total, while stopping.");
     page.sample("shutdown_left_seconds", &[], snapshot.left_ms.unwrap_or_default() / 1000.0);
-    page.family("shutdown_stage_duration_seconds", "gauge", "How long a stage took, or may take while it runs.");
+    page.family(
+        "shutdown_stage_duration_seconds",
+        "gauge",
+        "How long a stage took, or may take while it runs.",
+    );
     for stage in &snapshot.stages {
         let seconds = (stage.end_ms - stage.start_ms) / 1000.0;
         page.sample("shutdown_stage_duration_seconds", &[("stage", &stage.stage)], seconds);
@@ -57,8 +71,16 @@ pub(super) fn render(snapshot: &Snapshot, last: Option<&ShutdownReport>) -> Stri
     if let Some(last) = last {
         let clean = if last.is_clean() { 1.0 } else { 0.0 };
         let one = [
-            ("last_shutdown_timestamp_seconds", "When the previous shutdown began.", last.started_unix_ms as f64 / 1000.0),
-            ("last_shutdown_duration_seconds", "How long the previous shutdown took.", last.duration_ms / 1000.0),
+            (
+                "last_shutdown_timestamp_seconds",
+                "When the previous shutdown began.",
+                last.started_unix_ms as f64 / 1000.0,
+            ),
+            (
+                "last_shutdown_duration_seconds",
+                "How long the previous shutdown took.",
+                last.duration_ms / 1000.0,
+            ),
             ("last_shutdown_clean", "1 if the previous shutdown lost nothing.", clean),
             ("last_shutdown_exit_code", "What the previous run exited with.", f64::from(last.exit_code)),
             ("last_shutdown_requests_cut", "Requests the previous shutdown cut.", last.requests.cut as f64),

@@ -28,7 +28,8 @@ async fn main() -> Result<(), Box<dyn Error>> {
         .config(ShutdownConfig::from_env()?)
         .install()?;
 
-    let addr: SocketAddr = std::env::var("HYPER_SERVICE_LISTEN").as_deref().unwrap_or("127.0.0.1:3001").parse()?;
+    let addr: SocketAddr =
+        std::env::var("HYPER_SERVICE_LISTEN").as_deref().unwrap_or("127.0.0.1:3001").parse()?;
     let mut listener = Listener::new(TcpListener::from_std(bind(addr)?)?, shutdown);
     println!("listening on {}", listener.local_addr()?);
 
@@ -37,7 +38,8 @@ async fn main() -> Result<(), Box<dyn Error>> {
         let service = TowerToHyperService::new(service);
         tokio::spawn(async move {
             let builder = auto::Builder::new(TokioExecutor::new());
-            let mut connection = std::pin::pin!(builder.serve_connection_with_upgrades(TokioIo::new(io), service));
+            let mut connection =
+                std::pin::pin!(builder.serve_connection_with_upgrades(TokioIo::new(io), service));
             // The last answers, then the idle connections; a client's mistakes are its own.
             let result = tokio::select! {
                 result = connection.as_mut() => result,

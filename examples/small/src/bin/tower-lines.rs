@@ -24,7 +24,8 @@ async fn main() -> Result<(), Box<dyn Error>> {
         .config(ShutdownConfig::from_env()?)
         .install()?;
 
-    let addr: SocketAddr = std::env::var("TOWER_LINES_LISTEN").as_deref().unwrap_or("127.0.0.1:3002").parse()?;
+    let addr: SocketAddr =
+        std::env::var("TOWER_LINES_LISTEN").as_deref().unwrap_or("127.0.0.1:3002").parse()?;
     let mut listener = Listener::new(TcpListener::from_std(bind(addr)?)?, shutdown);
     println!("listening on {}", listener.local_addr()?);
 

@@ -1,0 +1,302 @@
+//! A real process under test.
+
+use std::ffi::OsStr;
+use std::io::{BufRead, BufReader, Read};
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::{Arc, Condvar, Mutex};
+use std::time::Duration;
+
+use rustix::process::{Pid, Signal, kill_process};
+use serde_json::Value;
+use tokio::time::Instant;
+
+use crate::PATIENCE;
+
+/// The path of a binary of this workspace, built by `tests/run` beside the tests.
+///
+/// # Panics
+///
+/// If it is not there.
+pub fn binary(name: &str) -> PathBuf {
+    let test = std::env::current_exe().expect("a test knows its own path");
+    let profile = test.ancestors().nth(2).expect("tests live in target/<profile>/deps");
+    let path = profile.join(name);
+    assert!(path.exists(), "{} is not built: run tests/run, which builds it", path.display());
+    path
+}
+
+/// What a process printed so far, and who waits for more.
+#[derive(Default)]
+struct Printed {
+    lines: Mutex<(Vec<String>, bool)>,
+    more: Condvar,
+}
+
+impl Printed {
+    fn read(self: &Arc<Self>, from: impl Read + Send + 'static) {
+        let printed = Arc::clone(self);
+        std::thread::spawn(move || {
+            for line in BufReader::new(from).lines().map_while(Result::ok) {
+                printed.lines.lock().expect("no reader panics").0.push(line);
+                printed.more.notify_all();
+            }
+            printed.lines.lock().expect("no reader panics").1 = true;
+            printed.more.notify_all();
+        });
+    }
+
+    fn wait(&self, wanted: impl Fn(&str) -> bool) -> Option<String> {
+        let lines = self.lines.lock().expect("no reader panics");
+        let (lines, _) = self
+            .more
+            .wait_timeout_while(lines, PATIENCE, |(lines, end)| {
+                !*end && !lines.iter().any(|line| wanted(line))
+            })
+            .expect("no reader panics");
+        lines.0.iter().find(|line| wanted(line)).cloned()
+    }
+
+    fn all(&self) -> String {
+        let lines = self.lines.lock().expect("no reader panics");
+        let (lines, _) =
+            self.more.wait_timeout_while(lines, PATIENCE, |(_, end)| !*end).expect("no reader panics");
+        lines.0.join("\n")
+    }
+}
+
+/// A process that is ended with its handle.
+pub struct Process {
+    child: Child,
+    status: Option<ExitStatus>,
+    stdout: Arc<Printed>,
+    stderr: Arc<Printed>,
+}
+
+impl Process {
+    /// Starts `command`, reading what it prints.
+    ///
+    /// # Panics
+    ///
+    /// If it cannot be started.
+    pub fn start(command: &mut Command) -> Self {
+        command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        let mut child = command.spawn().unwrap_or_else(|error| panic!("{command:?}: {error}"));
+        let (stdout, stderr) = (Arc::new(Printed::default()), Arc::new(Printed::default()));
+        stdout.read(child.stdout.take().expect("piped"));
+        stderr.read(child.stderr.take().expect("piped"));
+        Self { child, status: None, stdout, stderr }
+    }
+
+    /// Its number.
+    pub fn id(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// Waits until it prints a line to stdout for which `wanted` holds.
+    ///
+    /// # Panics
+    ///
+    /// If it ends or takes too long without.
+    pub fn stdout_line(&self, wanted: impl Fn(&str) -> bool) -> String {
+        self.stdout.wait(wanted).unwrap_or_else(|| panic!("never printed; stderr: {}", self.stderr_so_far()))
+    }
+
+    /// The address behind `prefix` in a line of stdout.
+    ///
+    /// # Panics
+    ///
+    /// If there is none.
+    pub fn address(&self, prefix: &str) -> SocketAddr {
+        let line = self.stdout_line(|line| line.contains(prefix));
+        let rest = &line[line.find(prefix).expect("found above") + prefix.len()..];
+        let text: String = rest
+            .trim()
+            .trim_start_matches("http://")
+            .chars()
+            .take_while(|c| !c.is_whitespace() && *c != '/')
+            .collect();
+        text.parse().unwrap_or_else(|error| panic!("{line:?}: {error}"))
+    }
+
+    /// Sends a signal.
+    ///
+    /// # Panics
+    ///
+    /// If it has been waited for already.
+    pub fn signal(&self, signal: Signal) {
+        assert!(self.status.is_none(), "the process has ended; its number may be another's");
+        let pid = Pid::from_raw(i32::try_from(self.child.id()).expect("a pid")).expect("a pid is not zero");
+        // A process that has ended but was not waited for still takes signals: the number is ours.
+        kill_process(pid, signal).expect("our own child");
+    }
+
+    /// Waits for its end.
+    ///
+    /// # Panics
+    ///
+    /// If it takes longer than `within`.
+    pub fn ended(&mut self, within: Duration) -> ExitStatus {
+        if let Some(status) = self.status {
+            return status;
+        }
+        let pid = Pid::from_raw(i32::try_from(self.child.id()).expect("a pid")).expect("a pid is not zero");
+        let killer = Deadline::new(within, move || {
+            let _ = kill_process(pid, Signal::KILL);
+        });
+        let status = self.child.wait().expect("our own child");
+        assert!(!killer.cancel(), "not gone within {within:?}; stderr:\n{}", self.stderr_so_far());
+        self.status = Some(status);
+        status
+    }
+
+    /// Waits for its end and gives the exit code.
+    ///
+    /// # Panics
+    ///
+    /// If it takes longer than `within` or a signal killed it.
+    pub fn exit_code(&mut self, within: Duration) -> i32 {
+        let status = self.ended(within);
+        status.code().unwrap_or_else(|| panic!("{status}; stderr:\n{}", self.stderr_so_far()))
+    }
+
+    /// All it printed to stdout, once it has ended.
+    pub fn stdout(&self) -> String {
+        self.stdout.all()
+    }
+
+    /// All it printed to stderr, once it has ended.
+    pub fn stderr(&self) -> String {
+        self.stderr.all()
+    }
+
+    /// What it printed to stderr by now.
+    pub fn stderr_so_far(&self) -> String {
+        self.stderr.lines.lock().expect("no reader panics").0.join("\n")
+    }
+}
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        if self.status.is_none() {
+            let _ = self.child.kill();
+            let _ = self.child.wait();
+        }
+    }
+}
+
+/// Runs something when a time is over, unless cancelled before.
+struct Deadline {
+    cancel: std::sync::mpsc::Sender<()>,
+    thread: std::thread::JoinHandle<bool>,
+}
+
+impl Deadline {
+    fn new(within: Duration, act: impl FnOnce() + Send + 'static) -> Self {
+        let (cancel, cancelled) = std::sync::mpsc::channel();
+        let thread = std::thread::spawn(move || {
+            let late = cancelled.recv_timeout(within).is_err();
+            if late {
+                act();
+            }
+            late
+        });
+        Self { cancel, thread }
+    }
+
+    /// Whether it has acted.
+    fn cancel(self) -> bool {
+        let _ = self.cancel.send(());
+        self.thread.join().expect("the deadline's thread does not panic")
+    }
+}
+
+/// An edge-proxy in a directory of its own.
+pub struct EdgeProxy {
+    /// The process.
+    pub process: Process,
+    /// Where it serves.
+    pub listen: SocketAddr,
+    /// Where it is administered.
+    pub admin: SocketAddr,
+    dir: tempfile::TempDir,
+}
+
+impl EdgeProxy {
+    /// A command for an edge-proxy on free ports, its data below `dir`.
+    pub fn command(dir: &Path) -> Command {
+        let mut command = Command::new(binary("edge-proxy"));
+        command
+            .args(["--listen", "127.0.0.1:0", "--admin", "127.0.0.1:0", "--data-dir"])
+            .arg(dir.join("data"))
+            .current_dir(dir);
+        for name in shutdown_core::ShutdownConfig::VARIABLES {
+            command.env_remove(name);
+        }
+        command
+    }
+
+    /// Starts one with these budgets and waits until it serves.
+    ///
+    /// # Panics
+    ///
+    /// If it does not.
+    pub fn start<K: AsRef<OsStr>, V: AsRef<OsStr>>(env: impl IntoIterator<Item = (K, V)>) -> Self {
+        let dir = tempfile::tempdir().expect("a temporary directory");
+        let process = Process::start(Self::command(dir.path()).envs(env));
+        let listen = process.address("proxy ");
+        let admin = process.address("admin ");
+        Self { process, listen, admin, dir }
+    }
+
+    /// Starts one with the default budgets.
+    ///
+    /// # Panics
+    ///
+    /// If it does not start.
+    pub fn with_defaults() -> Self {
+        Self::start([("EDGE_PROXY_UNUSED", "")])
+    }
+
+    /// Its process, where it serves, and the directory that must outlive it.
+    pub fn into_parts(self) -> (Process, SocketAddr, tempfile::TempDir) {
+        (self.process, self.listen, self.dir)
+    }
+
+    /// The last report on disk.
+    ///
+    /// # Panics
+    ///
+    /// If there is none.
+    pub fn report(&self) -> Value {
+        read_report(&self.dir.path().join("data"))
+    }
+}
+
+/// The last report in `dir`.
+///
+/// # Panics
+///
+/// If there is none.
+pub fn read_report(dir: &Path) -> Value {
+    let path = dir.join("last-shutdown.json");
+    let bytes = std::fs::read(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
+    serde_json::from_slice(&bytes).expect("a report is JSON")
+}
+
+/// Measures from its making.
+#[derive(Clone, Copy)]
+pub struct Stopwatch(Instant);
+
+impl Stopwatch {
+    /// Starts.
+    pub fn start() -> Self {
+        Self(Instant::now())
+    }
+
+    /// What has passed.
+    pub fn elapsed(self) -> Duration {
+        self.0.elapsed()
+    }
+}

@@ -1,0 +1,139 @@
+//! Bad input gets one clear sentence that names the thing and the fix, the documented exit code, and writes nothing.
+
+use std::net::TcpListener;
+use std::path::Path;
+use std::process::Command;
+
+use shutdown_tests::PATIENCE;
+use shutdown_tests::process::{Process, binary};
+
+/// Runs edge-proxy with these in an empty directory; the code and the one sentence. Nothing may be left behind.
+fn refused(args: &[&str], env: &[(&str, &str)], prepare: impl FnOnce(&Path)) -> (i32, String) {
+    let dir = tempfile::tempdir().expect("a temporary directory");
+    prepare(dir.path());
+    let before = listing(dir.path());
+    let mut command = Command::new(binary("edge-proxy"));
+    command.args(["--listen", "127.0.0.1:0", "--admin", "127.0.0.1:0"]).args(args).current_dir(dir.path());
+    let mut process = Process::start(command.envs(env.iter().copied()));
+    let code = process.exit_code(PATIENCE);
+    assert_eq!(process.stdout(), "", "nothing on stdout");
+    assert_eq!(listing(dir.path()), before, "it wrote something: {args:?}");
+    let stderr = process.stderr();
+    assert_eq!(stderr.lines().count(), 1, "one sentence: {stderr}");
+    (code, stderr)
+}
+
+fn listing(dir: &Path) -> Vec<String> {
+    let mut names: Vec<_> = std::fs::read_dir(dir)
+        .expect("the directory is there")
+        .map(|entry| entry.expect("readable").file_name().to_string_lossy().into_owned())
+        .collect();
+    names.sort();
+    names
+}
+
+#[test]
+fn a_configuration_that_cannot_be_used_is_exit_2_and_names_the_thing_and_the_fix() {
+    /// Arguments, environment, and what the sentence must name.
+    type Case<'a> = (&'a [&'a str], &'a [(&'a str, &'a str)], &'a [&'a str]);
+    let none: &[(&str, &str)] = &[];
+    let cases: &[Case<'_>] = &[
+        (&[], &[("SHUTDOWN_DB_TIMEOUT", "5 minutes")], &["SHUTDOWN_DB_TIMEOUT", "5 minutes", "30s"]),
+        (&[], &[("SHUTDOWN_TOTAL_TIMEOUT", "-1")], &["SHUTDOWN_TOTAL_TIMEOUT", "-1"]),
+        (&[], &[("SHUTDOWN_TOTAL_TIMEOUT", "")], &["SHUTDOWN_TOTAL_TIMEOUT"]),
+        (
+            &[],
+            &[("SHUTDOWN_LINGER", "9"), ("SHUTDOWN_GRACEFUL_TIMEOUT", "4")],
+            &["SHUTDOWN_LINGER", "SHUTDOWN_GRACEFUL_TIMEOUT", "lower"],
+        ),
+        (
+            &[],
+            &[("SHUTDOWN_TOTAL_TIMEOUT", "200ms")],
+            &["SHUTDOWN_TOTAL_TIMEOUT", "impossible", "raise", "="],
+        ),
+        (
+            &[],
+            &[("SHUTDOWN_LAME_DUCK", "28"), ("SHUTDOWN_TOTAL_TIMEOUT", "28")],
+            &["SHUTDOWN_LAME_DUCK", "SHUTDOWN_TOTAL_TIMEOUT", "raise"],
+        ),
+        (&["--frobnicate"], none, &["--frobnicate", "--help"]),
+        (&["--upstream", "localhost:3000"], none, &["localhost:3000", "http://"]),
+        (&["--upstream", "https://localhost:3000"], none, &["https", "http://"]),
+        (&["--config", "missing.toml"], none, &["missing.toml"]),
+        (&["--admin", "0.0.0.0:0"], none, &["--admin", "--admin-token-file"]),
+        (&["--listen", "nowhere"], none, &["nowhere"]),
+        (&["--admin-token-file", "missing.token"], none, &["missing.token"]),
+    ];
+    for (args, env, wanted) in cases {
+        let (code, sentence) = refused(args, env, |_| {});
+        println!("{code} {sentence}");
+        assert_eq!(code, 2, "{args:?} {env:?}: {sentence}");
+        for part in *wanted {
+            assert!(sentence.contains(part), "{part:?} is not in {sentence:?}");
+        }
+    }
+}
+
+#[test]
+fn a_file_that_cannot_be_understood_is_exit_2_and_named() {
+    let write = |name: &'static str, text: &'static str| {
+        move |dir: &Path| std::fs::write(dir.join(name), text).expect("a temporary directory can be written")
+    };
+    for (args, prepare, wanted) in [
+        (["--config", "edge.toml"].as_slice(), write("edge.toml", "listen = \n"), ["edge.toml", "line 1"]),
+        (&["--config", "edge.toml"], write("edge.toml", "lisen = \"127.0.0.1:1\"\n"), ["edge.toml", "lisen"]),
+        (
+            &["--config", "edge.toml"],
+            write("edge.toml", "shutdown_total_timeout = \"soon\"\n"),
+            ["total", "soon"],
+        ),
+        (&[], write(".env", "this is no assignment\n"), [".env", "line 1"]),
+        (&["--admin-token-file", "empty"], write("empty", "\n"), ["empty", "token"]),
+    ] {
+        let (code, sentence) = refused(args, &[], prepare);
+        println!("{code} {sentence}");
+        assert_eq!(code, 2, "{sentence}");
+        for part in wanted {
+            assert!(sentence.to_ascii_lowercase().contains(part), "{part:?} is not in {sentence:?}");
+        }
+    }
+}
+
+#[test]
+fn an_address_in_use_is_exit_1_and_named() {
+    let taken = TcpListener::bind("127.0.0.1:0").expect("a free port");
+    let addr = taken.local_addr().expect("bound").to_string();
+    for flag in ["--listen", "--admin"] {
+        let (code, sentence) = refused(&[flag, &addr], &[], |_| {});
+        println!("{code} {sentence}");
+        assert_eq!(code, 1, "{sentence}");
+        assert!(sentence.contains(&addr) && sentence.contains(flag), "{sentence}");
+    }
+}
+
+#[test]
+fn a_data_directory_that_cannot_be_written_is_exit_1_and_named() {
+    // A file stands where a directory should be made: refused to root as well.
+    let (code, sentence) = refused(&["--data-dir", "taken/data"], &[], |dir| {
+        std::fs::write(dir.join("taken"), "").expect("a temporary directory can be written");
+    });
+    println!("{code} {sentence}");
+    assert_eq!(code, 1, "{sentence}");
+    assert!(sentence.contains("taken/data") && sentence.contains("--data-dir"), "{sentence}");
+}
+
+#[test]
+fn check_prints_the_plan_and_its_arithmetic_and_writes_nothing() {
+    let dir = tempfile::tempdir().expect("a temporary directory");
+    let mut command = Command::new(binary("edge-proxy"));
+    command.args(["--check"]).current_dir(dir.path()).env("SHUTDOWN_TOTAL_TIMEOUT", "20");
+    let mut process = Process::start(&mut command);
+    assert_eq!(process.exit_code(PATIENCE), 0);
+    let plan = process.stdout();
+    for part in ["drain", "19750ms", "total 20s", "sum of budgets"] {
+        assert!(plan.contains(part), "{part:?} is not in:\n{plan}");
+    }
+    assert!(listing(dir.path()).is_empty());
+    let (code, sentence) = refused(&["--check"], &[("SHUTDOWN_TOTAL_TIMEOUT", "1ms")], |_| {});
+    assert_eq!(code, 2, "{sentence}");
+}

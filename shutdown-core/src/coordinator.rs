@@ -34,6 +34,7 @@ pub(crate) enum Command {
     /// Stop, for this reason; ignored when the shutdown has begun.
     Begin { reason: Reason, at: Instant },
     /// A stop signal, and whether it is the second one or later.
+    #[cfg_attr(not(all(unix, feature = "signals")), expect(dead_code, reason = "only an installed coordinator hears signals"))]
     Signal { signal: SignalReceived, force: bool, at: Instant },
     /// Begin or hurry: the urgency only rises.
     Terminate { urgency: Urgency, at: Instant },

@@ -191,9 +191,9 @@ impl Future for Wait<'_> {
         }
         let waker = cx.waker().clone();
         match &mut this.linked {
-            // Not set, so nobody has removed the slot.
             Some(linked) => {
-                waiting[linked.key] = waker.clone();
+                let slot = waiting.get_mut(linked.key);
+                *slot.expect("not set, so nobody has taken the waker") = waker.clone();
                 linked.waker = waker;
             }
             None => {

@@ -245,8 +245,8 @@ impl EdgeProxy {
     pub fn start<K: AsRef<OsStr>, V: AsRef<OsStr>>(env: impl IntoIterator<Item = (K, V)>) -> Self {
         let dir = tempfile::tempdir().expect("a temporary directory");
         let process = Process::start(Self::command(dir.path()).envs(env));
-        let listen = process.address("proxy ");
-        let admin = process.address("admin ");
+        let listen = process.address("  traffic ");
+        let admin = process.address("  admin ");
         Self { process, listen, admin, dir }
     }
 

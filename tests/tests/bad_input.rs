@@ -13,7 +13,10 @@ fn refused(args: &[&str], env: &[(&str, &str)], prepare: impl FnOnce(&Path)) -> 
     prepare(dir.path());
     let before = listing(dir.path());
     let mut command = Command::new(binary("edge-proxy"));
-    command.args(["--listen", "127.0.0.1:0", "--admin", "127.0.0.1:0"]).args(args).current_dir(dir.path());
+    for flag in ["--listen", "--admin"].iter().filter(|flag| !args.contains(flag)) {
+        command.args([*flag, "127.0.0.1:0"]);
+    }
+    command.args(args).current_dir(dir.path());
     let mut process = Process::start(command.envs(env.iter().copied()));
     let code = process.exit_code(PATIENCE);
     assert_eq!(process.stdout(), "", "nothing on stdout");

@@ -66,7 +66,7 @@ fn never_ends(env: &[(&str, &str)], deadline: Duration) {
     let cut = &report["requests"]["cut_requests"][0];
     assert_eq!(cut["route"], "GET /never", "{report:#}");
     assert!(
-        cut["age_ms"].as_f64().is_some_and(|age| age >= deadline.as_secs_f64() * 1000.0 - 1.0),
+        cut["age_ms"].as_f64().is_some_and(|age| (age - elapsed.as_secs_f64() * 1000.0).abs() <= 200.0),
         "{report:#}"
     );
     assert_eq!((&report["requests"]["cut"], &report["exit_code"]), (&1.into(), &11.into()));
@@ -143,7 +143,7 @@ fn while_it_drains_it_lives_is_not_ready_refuses_what_is_new_and_finishes_what_i
     assert_eq!(get(admin, "/readyz").expect("answers").status, 503);
 
     let whole = slow.answer().expect("the old request finishes");
-    assert_eq!((whole.status, whole.body.len()), (200, 20_000));
+    assert!(whole.status == 200 && whole.body.ends_with(b"chunk 20 of 20\n"), "{whole:?}");
     assert_eq!(proxy.process.exit_code(PATIENCE), 0);
     let report = proxy.report();
     assert_eq!(report["requests"]["refused"], 1, "{report:#}");
@@ -262,12 +262,12 @@ fn the_next_start_shows_the_last_shutdown() {
     let dir = tempfile::tempdir().expect("a temporary directory");
     let start = || shutdown_tests::process::Process::start(&mut EdgeProxy::command(dir.path()));
     let mut first = start();
-    let admin = first.address("admin ");
+    let admin = first.address("  admin ");
     assert_eq!(get(admin, "/last-shutdown").expect("answers").status, 404);
     first.signal(Signal::INT);
     assert_eq!(first.exit_code(PATIENCE), 0);
     let mut second = start();
-    let admin = second.address("admin ");
+    let admin = second.address("  admin ");
     let last = get(admin, "/last-shutdown").expect("answers");
     assert_eq!((last.status, &last.json()["reason"]["signal"]), (200, &"SIGINT".into()));
     let metrics = String::from_utf8(get(admin, "/metrics").expect("answers").body).expect("text");

@@ -2,7 +2,8 @@
 
 use std::net::SocketAddr;
 use std::process::Command;
-use std::sync::{Arc, Barrier, Mutex};
+use std::sync::mpsc::{Receiver, Sender, channel};
+use std::sync::{Arc, Mutex, OnceLock};
 use std::thread;
 use std::time::Duration;
 
@@ -24,8 +25,14 @@ fn pattern() -> Vec<u8> {
     (0..=250).cycle().take(8 * 1024 * 1024).collect()
 }
 
-fn streamed() -> Vec<u8> {
+/// What `/stream?ms=2000` of axum-service and of the control gives.
+fn letters() -> Vec<u8> {
     (0..20).flat_map(|chunk| [b'a' + chunk; 1000]).collect()
+}
+
+/// What it gives in edge-proxy's demo.
+fn numbered() -> Vec<u8> {
+    (1..=20).flat_map(|chunk| format!("chunk {chunk} of 20\n").into_bytes()).collect()
 }
 
 /// A moment's rest of a reader that is slow on purpose.
@@ -37,6 +44,7 @@ fn rest(time: Duration) {
 struct Subject {
     process: Process,
     addr: SocketAddr,
+    streamed: fn() -> Vec<u8>,
     _proxy_dir: Option<Arc<dyn Send + Sync>>,
 }
 
@@ -55,39 +63,63 @@ fn seed_guard() -> (Process, SocketAddr) {
 
 impl Subject {
     fn plain((process, addr): (Process, SocketAddr)) -> Self {
-        Self { process, addr, _proxy_dir: None }
+        Self { process, addr, streamed: letters, _proxy_dir: None }
     }
 
     fn edge_proxy() -> Self {
         let (process, addr, dir) = EdgeProxy::with_defaults().into_parts();
-        Self { process, addr, _proxy_dir: Some(Arc::new(dir)) }
+        Self { process, addr, streamed: numbered, _proxy_dir: Some(Arc::new(dir)) }
     }
 }
 
-/// Reads both answers at once over HTTP/1; both are in the middle when `middle` is passed.
-fn read_h1(addr: SocketAddr, middle: &Barrier) -> Result<(), String> {
+/// A reader's middle: it says so and goes on once the signal has been sent.
+#[derive(Clone)]
+struct Middle {
+    reached: Sender<()>,
+    go_on: Arc<OnceLock<()>>,
+}
+
+impl Middle {
+    fn new() -> (Self, Receiver<()>, Arc<OnceLock<()>>) {
+        let (reached, middles) = channel();
+        let go_on = Arc::default();
+        (Self { reached, go_on: Arc::clone(&go_on) }, middles, go_on)
+    }
+
+    fn reach(&self) {
+        // Nobody listens any more when another reader has failed.
+        if self.reached.send(()).is_ok() {
+            self.go_on.wait();
+        }
+    }
+}
+
+/// Reads both answers at once over HTTP/1, each with a middle of its own.
+fn read_h1(addr: SocketAddr, streamed: &[u8], middle: Middle) -> Result<(), String> {
+    let (middle_of_stream, middle_of_bytes) = (middle.clone(), middle);
     thread::scope(|scope| {
-        let stream = scope.spawn(|| {
+        let stream = scope.spawn(move || {
             let mut connection = Connection::open(addr).map_err(|e| format!("stream: {e}"))?;
             connection.send("GET", "/stream?ms=2000", "").map_err(|e| format!("stream: {e}"))?;
             let mut met = false;
             let answer = connection.answer_slowly(4096, |read| {
-                if read > 1000 && !met {
+                // More than a head: its first chunk is here.
+                if read > 0 && !met {
                     met = true;
-                    middle.wait();
+                    middle_of_stream.reach();
                 }
             });
             let answer = answer.map_err(|error| format!("stream: {error}"))?;
-            if answer.body == streamed() { Ok(()) } else { Err("stream: other bytes".to_owned()) }
+            if answer.body == streamed { Ok(()) } else { Err("stream: other bytes".to_owned()) }
         });
-        let bytes = scope.spawn(|| {
+        let bytes = scope.spawn(move || {
             let mut connection = Connection::open_small(addr).map_err(|e| format!("bytes: {e}"))?;
             connection.send("GET", "/bytes", "").map_err(|e| format!("bytes: {e}"))?;
             let mut met = false;
             let answer = connection.answer_slowly(64 * 1024, |read| {
                 if read > 1024 * 1024 && !met {
                     met = true;
-                    middle.wait();
+                    middle_of_bytes.reach();
                 }
                 rest(Duration::from_millis(5));
             });
@@ -100,7 +132,7 @@ fn read_h1(addr: SocketAddr, middle: &Barrier) -> Result<(), String> {
 }
 
 /// The same over one HTTP/2 connection with small windows.
-fn read_h2(addr: SocketAddr, middle: &Barrier) -> Result<(), String> {
+fn read_h2(addr: SocketAddr, streamed: &[u8], middle: Middle) -> Result<(), String> {
     let runtime =
         tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(|e| e.to_string())?;
     runtime.block_on(async {
@@ -122,14 +154,13 @@ fn read_h2(addr: SocketAddr, middle: &Barrier) -> Result<(), String> {
                 sender.send_request(request.map_err(|e| e.to_string())?).await.map_err(|e| e.to_string())
             }
         };
-        let met = Mutex::new(0);
+        // Both are read on one thread: the first says it is there, the second waits for both.
+        let first = Mutex::new(true);
         let in_the_middle = || {
-            let mut met = met.lock().expect("one thread");
-            *met += 1;
-            // Both are read on one thread: the second one's middle is the moment.
-            if *met == 2 {
-                middle.wait();
-                middle.wait();
+            if std::mem::take(&mut *first.lock().expect("one thread")) {
+                let _ = middle.reached.send(());
+            } else {
+                middle.reach();
             }
         };
         let read = async |path: &str, half: usize, pause: Duration| {
@@ -147,43 +178,41 @@ fn read_h2(addr: SocketAddr, middle: &Barrier) -> Result<(), String> {
             Ok::<_, String>(all)
         };
         let (stream, bytes) = tokio::join!(
-            read("/stream?ms=2000", 1000, Duration::ZERO),
+            read("/stream?ms=2000", 0, Duration::ZERO),
             read("/bytes", 1024 * 1024, Duration::from_millis(1))
         );
-        if stream? != streamed() {
+        if stream? != streamed {
             return Err("stream: other bytes".to_owned());
         }
         if bytes? != pattern() { Err("bytes: other bytes".to_owned()) } else { Ok(()) }
     })
 }
 
-type Read = fn(SocketAddr, &Barrier) -> Result<(), String>;
+type Read = fn(SocketAddr, &[u8], Middle) -> Result<(), String>;
 
 /// One try: both answers under way, TERM, both read to their end. How long the process outlived them.
 fn try_once(start: &(dyn Fn() -> Subject + Sync), read: Read) -> Result<Duration, String> {
     let mut subject = start();
-    let middle = Barrier::new(3);
-    let addr = subject.addr;
+    let (middle, middles, go_on) = Middle::new();
+    let (addr, streamed) = (subject.addr, (subject.streamed)());
     let read = thread::scope(|scope| {
-        let reader = scope.spawn(|| read(addr, &middle));
-        middle_or_end(&middle, &reader);
-        subject.process.signal(Signal::TERM);
+        let reader = scope.spawn(move || read(addr, &streamed, middle));
+        // Fails when a reader has ended before its middle: then there is nothing to interrupt.
+        if (0..2).all(|_| middles.recv_timeout(PATIENCE).is_ok()) {
+            subject.process.signal(Signal::TERM);
+        }
+        let _ = go_on.set(());
+        drop(middles);
         reader.join().expect("the reader does not panic")
     });
     let ended = Stopwatch::start();
-    let code = subject.process.exit_code(PATIENCE);
     read?;
+    let code = subject.process.exit_code(PATIENCE);
     if code == 0 {
         Ok(ended.elapsed())
     } else {
         Err(format!("exit code {code}: {}", subject.process.stderr()))
     }
-}
-
-/// Waits for the readers' middle; a reader that failed before it would never come.
-fn middle_or_end(middle: &Barrier, reader: &thread::ScopedJoinHandle<'_, Result<(), String>>) {
-    assert!(!reader.is_finished(), "a reader failed before the signal");
-    middle.wait();
 }
 
 /// Runs `tries`, some side by side; the failures, and the longest time a process outlived its connections.

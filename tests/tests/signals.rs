@@ -85,7 +85,7 @@ fn a_signal_ignored_at_start_is_left_alone() {
     ignoring.args(["-c", r#"trap "" INT; exec "$0" "$@""#]).arg(proxy.get_program()).args(proxy.get_args());
     ignoring.current_dir(dir.path());
     let mut process = Process::start(&mut ignoring);
-    let admin = process.address("admin ");
+    let admin = process.address("  admin ");
     process.signal(Signal::INT);
     // Signals are handled in their order: were INT counted, it would be seen before TERM.
     process.signal(Signal::TERM);

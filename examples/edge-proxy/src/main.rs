@@ -1,2 +1,271 @@
-//! stub
-fn main() {}
+//! An edge proxy on Pingora that stops well.
+//!
+//! `edge-proxy --help` lists the flags, `edge-proxy --check` prints the shutdown plan. With no arguments everything
+//! is embedded: the proxy, the admin routes, and two demo upstreams.
+//!
+//! Exit codes: 0 clean; 1 could not start; 2 bad usage or configuration; 10 a stage failed or ran out of time;
+//! 11 something was cut at a deadline; 128+n forced by signal n, or signal n before the proxy had started.
+
+mod data_dir;
+mod demo;
+mod edge;
+mod flags;
+mod settings;
+mod upstreams;
+
+use std::fmt;
+use std::io::Write;
+use std::net::{SocketAddr, TcpListener};
+use std::process::ExitCode;
+use std::sync::Arc;
+
+use pingora_core::server::configuration::ServerConf;
+use shutdown_core::{Builder, InstallError, Plan, ReportFiles, ShutdownCoordinator, Signals, net};
+use shutdown_pingora::Proxy;
+use shutdown_tower::admin::Admin;
+use tokio::runtime::Runtime;
+
+use crate::edge::Edge;
+use crate::flags::{Asked, Flags};
+use crate::settings::Settings;
+use crate::upstreams::Upstreams;
+
+fn main() -> ExitCode {
+    // First: until the coordinator stands, a stop signal leaves at once with 128+n and has nothing to clean up.
+    let started = match Signals::claim() {
+        Ok(signals) => run(signals),
+        Err(error) => Err(Failure::start("stop signals cannot be handled", error)),
+    };
+    match started {
+        Ok(code) => code,
+        Err(failure) => {
+            // Nobody to tell when stderr is gone; the code still does.
+            let _ = writeln!(std::io::stderr(), "edge-proxy: error: {failure}");
+            failure.code()
+        }
+    }
+}
+
+/// From nothing to serving, and from there to the report.
+///
+/// The order is the point. Everything that can be wrong without touching the outside is checked first and exits
+/// with 2. Then the sockets: an address in use exits with 1. Then the coordinator, and only then the data
+/// directory:
+///
+/// ```text
+///           TERM here: 143, nothing touched │ TERM here: the whole shutdown, and its report
+///   check ─ bind ─────────────────── install ─ data directory ─ admin ─ proxy ─ ready
+/// ```
+///
+/// Were the directory made before `install`, a signal between the two would leave it behind. Made after it, a
+/// signal between the two finds the driver already writing its report, which makes the directory, too, if it comes
+/// first.
+fn run(signals: Signals) -> Result<ExitCode, Failure> {
+    let flags = match flags::parse(std::env::args_os())? {
+        Asked::Flags(flags) => flags,
+        Asked::Text(text) => return Ok(print(&text)),
+    };
+    let check = flags.check;
+    let settings = settings(&flags)?;
+    let builder = coordinator(&settings);
+    let plan = builder.plan().map_err(|error| Failure::Usage(error.to_string()))?;
+    if check {
+        return Ok(print(&effective(&settings, &plan)));
+    }
+    log_to_stderr()?;
+
+    let traffic = bind("--listen", settings.listen)?;
+    let admin = bind("--admin", settings.admin)?;
+    let (at, admin_at) = (addr(&traffic)?, addr(&admin)?);
+    let node_id = settings.node_id(at.port());
+    let runtime = Runtime::new().map_err(|error| Failure::start("no runtime", error))?;
+
+    let shutdown =
+        builder.signals(signals).runtime(runtime.handle().clone()).install().map_err(not_installed)?;
+    data_dir::ensure(&settings.data_dir).map_err(|error| {
+        let path = settings.data_dir.display();
+        Failure::Start(format!("the data directory {path} cannot be used: {error}: choose another with --data-dir"))
+    })?;
+
+    let upstreams = Arc::new(match settings.upstreams.clone() {
+        given if !given.is_empty() => Upstreams::new(given),
+        _ => {
+            Upstreams::new(runtime.block_on(demo::start()).map_err(|error| Failure::start("no demo", error))?)
+        }
+    });
+    serve_admin(admin, &settings, shutdown, &upstreams, &node_id)?;
+    serve_traffic(&runtime, traffic, shutdown, Arc::clone(&upstreams));
+
+    print(&what_to_try(&settings, at, admin_at, &node_id, &upstreams));
+    tracing::info!(listen = %at, admin = %admin_at, node_id, cluster = settings.cluster, "ready");
+
+    // Not from here: the runtime lives until the process ends.
+    shutdown.wait().exit()
+}
+
+fn settings(flags: &Flags) -> Result<Settings, Failure> {
+    let environment = |name: &str| std::env::var_os(name);
+    Settings::load(flags, &environment, std::path::Path::new(".env")).map_err(Failure::Usage)
+}
+
+/// What a shutdown of this program does, before it is installed.
+fn coordinator(settings: &Settings) -> Builder {
+    ShutdownCoordinator::builder()
+        .program("edge-proxy")
+        .config(settings.budgets.clone())
+        .report_dir(settings.data_dir.clone())
+}
+
+fn not_installed(error: InstallError) -> Failure {
+    match error {
+        InstallError::Plan(error) => Failure::Usage(error.to_string()),
+        error => Failure::start("the shutdown coordinator cannot be installed", error),
+    }
+}
+
+fn bind(flag: &str, addr: SocketAddr) -> Result<TcpListener, Failure> {
+    net::bind(addr).map_err(|error| {
+        let fix = match error.kind() {
+            std::io::ErrorKind::AddrInUse => format!(": choose another with {flag}"),
+            _ => format!(" ({flag})"),
+        };
+        Failure::Start(format!("cannot listen on {addr}: {error}{fix}"))
+    })
+}
+
+fn addr(listener: &TcpListener) -> Result<SocketAddr, Failure> {
+    listener.local_addr().map_err(|error| Failure::start("a listener without an address", error))
+}
+
+/// On the coordinator's own runtime: it answers until the process ends, and is never counted.
+fn serve_admin(
+    listener: TcpListener,
+    settings: &Settings,
+    shutdown: ShutdownCoordinator,
+    upstreams: &Arc<Upstreams>,
+    node_id: &str,
+) -> Result<(), Failure> {
+    let shown = Arc::clone(upstreams);
+    let (node_id, cluster) = (node_id.to_owned(), settings.cluster.clone());
+    Admin::new(shutdown)
+        .token(settings.admin_token.clone())
+        .last_shutdown(ReportFiles::new(&settings.data_dir).last())
+        .extra("node_id", move || node_id.clone().into())
+        .extra("cluster", move || cluster.clone().into())
+        .extra("upstreams", move || shown.shown())
+        .serve(listener)
+        .map(drop)
+        .map_err(|error| Failure::start("the admin routes cannot be served", error))
+}
+
+fn serve_traffic(
+    runtime: &Runtime,
+    listener: TcpListener,
+    shutdown: ShutdownCoordinator,
+    upstreams: Arc<Upstreams>,
+) {
+    let cores = std::thread::available_parallelism().map_or(1, usize::from);
+    // One try for each upstream, beside Pingora's own for pooled connections that turned out to be closed.
+    let max_retries = upstreams.len() + ServerConf::default().max_retries;
+    let conf = Arc::new(ServerConf { threads: cores, max_retries, ..ServerConf::default() });
+    let serving = Proxy::new(Edge::new(upstreams), shutdown).conf(conf).serve(listener);
+    // Without it there is no service: its failure is a reason to stop.
+    let inside = runtime.enter();
+    let spawned = shutdown.spawn_critical("accept loop", |_| serving);
+    drop(inside);
+    if spawned.is_err() {
+        tracing::info!("stopped before the first connection");
+    }
+}
+
+fn log_to_stderr() -> Result<(), Failure> {
+    use tracing_subscriber::EnvFilter;
+    let filter = match std::env::var("RUST_LOG") {
+        Ok(text) if !text.is_empty() => EnvFilter::try_new(&text)
+            .map_err(|error| Failure::Usage(format!("RUST_LOG={text:?} is no log filter: {error}")))?,
+        _ => EnvFilter::new("info"),
+    };
+    tracing_subscriber::fmt()
+        .compact()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr)
+        .try_init()
+        .map_err(|error| Failure::Start(format!("logging cannot be set up: {error}")))
+}
+
+/// `--check`: the configuration and the plan as they would be.
+fn effective(settings: &Settings, plan: &Plan) -> String {
+    format!("{settings}\n{plan}\n")
+}
+
+fn what_to_try(
+    settings: &Settings,
+    at: SocketAddr,
+    admin: SocketAddr,
+    node_id: &str,
+    upstreams: &Upstreams,
+) -> String {
+    let pid = std::process::id();
+    let kind = if settings.upstreams.is_empty() { "built-in demo" } else { "given" };
+    let report = ReportFiles::new(&settings.data_dir).last();
+    let mut text = format!(
+        "edge-proxy {} as {node_id}, pid {pid}\n\
+         \x20 traffic    http://{at}\n\
+         \x20 admin      http://{admin}\n\
+         \x20 upstreams  {upstreams} ({kind})\n\
+         \nTry:\n",
+        env!("CARGO_PKG_VERSION")
+    );
+    if settings.upstreams.is_empty() {
+        text += &format!("  curl -N 'http://{at}/stream?ms=5000&chunks=10'\n");
+    }
+    text += &format!(
+        "  curl http://{at}/\n\
+         \x20 curl http://{admin}/status\n\
+         \x20 kill -TERM {pid}      # stops well; what happened is in {}\n\n",
+        report.display()
+    );
+    text
+}
+
+fn print(text: &str) -> ExitCode {
+    // A closed stdout is no reason not to serve.
+    let _ = std::io::stdout().write_all(text.as_bytes());
+    ExitCode::SUCCESS
+}
+
+/// Why the proxy did not start, as one sentence.
+#[derive(Debug)]
+enum Failure {
+    /// The caller's mistake: exit code 2.
+    Usage(String),
+    /// The machine's: exit code 1.
+    Start(String),
+}
+
+impl Failure {
+    fn start(what: impl fmt::Display, error: impl std::error::Error) -> Self {
+        let mut text = format!("{what}: {error}");
+        let mut source = error.source();
+        while let Some(cause) = source {
+            text += &format!(": {cause}");
+            source = cause.source();
+        }
+        Self::Start(text)
+    }
+
+    fn code(&self) -> ExitCode {
+        ExitCode::from(match self {
+            Self::Usage(_) => 2,
+            Self::Start(_) => 1,
+        })
+    }
+}
+
+impl fmt::Display for Failure {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Usage(text) | Self::Start(text) => f.write_str(text),
+        }
+    }
+}

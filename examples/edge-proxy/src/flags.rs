@@ -1,0 +1,123 @@
+//! The command line, and its mistakes in one sentence.
+
+use std::ffi::OsString;
+
+use clap::Parser;
+use clap::error::ErrorKind;
+
+use crate::Failure;
+
+/// An edge proxy that stops well.
+///
+/// Each flag is also EDGE_PROXY_<FLAG> in the environment or in .env (several upstreams separated by commas), and
+/// a key of the configuration file. A flag goes before the environment, that before .env, that before the file.
+/// The budgets of the shutdown are SHUTDOWN_* variables; --check shows them.
+#[derive(Debug, Default, Parser)]
+#[command(name = "edge-proxy", version)]
+pub(crate) struct Flags {
+    /// TOML with the same names
+    #[arg(long, value_name = "FILE")]
+    pub(crate) config: Option<String>,
+    /// Where clients connect [default: 127.0.0.1:8080]
+    #[arg(long, value_name = "ADDR")]
+    pub(crate) listen: Option<String>,
+    /// Where the admin routes answer [default: 127.0.0.1:8081]
+    #[arg(long, value_name = "ADDR")]
+    pub(crate) admin: Option<String>,
+    /// Where requests go, as http://host:port; repeat it for several [default: a built-in demo]
+    #[arg(long, value_name = "URL")]
+    pub(crate) upstream: Vec<String>,
+    /// Where reports are kept; made if missing [default: ./edge-proxy-data]
+    #[arg(long, value_name = "DIR")]
+    pub(crate) data_dir: Option<String>,
+    /// This node's name [default: <host name>-<listen port>]
+    #[arg(long, value_name = "NAME")]
+    pub(crate) node_id: Option<String>,
+    /// The cluster's name [default: default]
+    #[arg(long, value_name = "NAME")]
+    pub(crate) cluster: Option<String>,
+    /// The bearer token for POST /terminate; required if --admin is not loopback
+    #[arg(long, value_name = "FILE")]
+    pub(crate) admin_token_file: Option<String>,
+    /// Print the effective configuration and shutdown plan, and exit
+    #[arg(long)]
+    pub(crate) check: bool,
+}
+
+impl Flags {
+    /// What was given for the flag of this name; empty if nothing was.
+    pub(crate) fn given(&self, flag: &str) -> Vec<String> {
+        let one = match flag {
+            "upstream" => return self.upstream.clone(),
+            "config" => &self.config,
+            "listen" => &self.listen,
+            "admin" => &self.admin,
+            "data-dir" => &self.data_dir,
+            "node-id" => &self.node_id,
+            "cluster" => &self.cluster,
+            "admin-token-file" => &self.admin_token_file,
+            _ => return Vec::new(),
+        };
+        one.clone().into_iter().collect()
+    }
+}
+
+/// What the command line asks for.
+#[derive(Debug)]
+pub(crate) enum Asked {
+    /// To run, or to check.
+    Flags(Flags),
+    /// To print this and exit.
+    Text(String),
+}
+
+/// Reads the command line.
+///
+/// # Errors
+///
+/// A flag that is unknown, given twice or without its value; in one sentence.
+pub(crate) fn parse(args: impl IntoIterator<Item = OsString>) -> Result<Asked, Failure> {
+    let error = match Flags::try_parse_from(args) {
+        Ok(flags) => return Ok(Asked::Flags(flags)),
+        Err(error) => error,
+    };
+    let text = error.render().to_string();
+    if matches!(error.kind(), ErrorKind::DisplayHelp | ErrorKind::DisplayVersion) {
+        return Ok(Asked::Text(text));
+    }
+    // clap explains over several lines; the first says what is wrong.
+    let first = text.lines().next().unwrap_or_default();
+    Err(Failure::Usage(format!("{}; see --help", first.trim_start_matches("error: "))))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn asked(args: &[&str]) -> Result<Asked, Failure> {
+        parse(std::iter::once("edge-proxy").chain(args.iter().copied()).map(OsString::from))
+    }
+
+    #[test]
+    fn a_wrong_flag_is_one_sentence_that_names_it() {
+        for args in [&["--mdns", "lo"][..], &["--listen"], &["--listen", "a", "--listen", "b"], &["stray"]] {
+            let text = asked(args).unwrap_err().to_string();
+            assert_eq!(text.lines().count(), 1, "{text}");
+            assert!(text.contains(args[0]) && text.ends_with("see --help"), "{text}");
+        }
+    }
+
+    #[test]
+    fn help_and_version_are_no_mistakes() {
+        assert!(matches!(asked(&["--help"]), Ok(Asked::Text(text)) if text.contains("--data-dir")));
+        assert!(matches!(asked(&["--version"]), Ok(Asked::Text(text)) if text.starts_with("edge-proxy ")));
+    }
+
+    #[test]
+    fn every_flag_can_be_looked_up_by_its_name() {
+        for flag in crate::settings::FLAGS {
+            let Ok(Asked::Flags(flags)) = asked(&[&format!("--{flag}"), "value"]) else { panic!("{flag}") };
+            assert_eq!(flags.given(flag), ["value"]);
+        }
+    }
+}

@@ -1,0 +1,420 @@
+//! The configuration: flag, then environment, then `.env`, then the TOML file, then the default.
+//!
+//! Every value remembers where it came from, so that a mistake is named where it was made. The process environment
+//! is only read: `.env` goes into a map of its own.
+//!
+//! Variables `EDGE_PROXY_*` that are no flag are passed over in silence: Kubernetes sets `EDGE_PROXY_PORT` and its
+//! like for a Service of that name. Unknown keys in the TOML file are mistakes, because nobody else writes there.
+
+use std::collections::BTreeMap;
+use std::ffi::OsString;
+use std::fmt;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+
+use shutdown_core::{ShutdownConfig, display_duration};
+
+use crate::flags::Flags;
+use crate::upstreams::{MOST, Upstream};
+
+/// The flags that take a value.
+pub(crate) const FLAGS: [&str; 8] =
+    ["config", "listen", "admin", "upstream", "data-dir", "node-id", "cluster", "admin-token-file"];
+
+/// Everything that can be set, checked.
+#[derive(Clone)]
+pub(crate) struct Settings {
+    pub(crate) listen: SocketAddr,
+    pub(crate) admin: SocketAddr,
+    /// Empty: the built-in demo.
+    pub(crate) upstreams: Vec<Upstream>,
+    pub(crate) data_dir: PathBuf,
+    /// As given; see [`node_id`](Self::node_id).
+    node_id: Option<String>,
+    pub(crate) cluster: String,
+    pub(crate) admin_token: Option<String>,
+    pub(crate) budgets: ShutdownConfig,
+}
+
+/// The process environment, or a test's.
+pub(crate) type Environment<'a> = &'a dyn Fn(&str) -> Option<OsString>;
+
+impl Settings {
+    /// Reads all sources and checks every value. Writes nothing.
+    ///
+    /// # Errors
+    ///
+    /// The first mistake, as one sentence that names where it was made.
+    pub(crate) fn load(flags: &Flags, environment: Environment<'_>, dotenv: &Path) -> Result<Self, String> {
+        let mut sources =
+            Sources { flags, environment, dotenv: read_dotenv(dotenv)?, file: BTreeMap::new(), path: None };
+        if let Some(config) = sources.one("config")? {
+            sources.file = read_file(&config)?;
+            sources.path = Some(config.text);
+        }
+        let listen = sources.addr("listen", "127.0.0.1:8080")?;
+        let admin = sources.addr("admin", "127.0.0.1:8081")?;
+        let admin_token = sources.one("admin-token-file")?.map(|path| read_token(&path)).transpose()?;
+        if admin_token.is_none() && !admin.ip().is_loopback() {
+            return Err(format!(
+                "the admin address {admin} is not loopback, so anybody who reaches it could stop the proxy: give \
+                 --admin-token-file, or listen on 127.0.0.1"
+            ));
+        }
+        if listen == admin && listen.port() != 0 {
+            return Err(format!("--listen and --admin are both {listen}: give them different ports"));
+        }
+        Ok(Self {
+            listen,
+            admin,
+            upstreams: sources.upstreams()?,
+            data_dir: sources.name("data-dir")?.unwrap_or_else(|| "./edge-proxy-data".to_owned()).into(),
+            node_id: sources.name("node-id")?,
+            cluster: sources.name("cluster")?.unwrap_or_else(|| "default".to_owned()),
+            admin_token,
+            budgets: sources.budgets()?,
+        })
+    }
+
+    /// The node's name, once the port is known.
+    pub(crate) fn node_id(&self, port: u16) -> String {
+        self.node_id.clone().unwrap_or_else(|| format!("{}-{port}", host_name()))
+    }
+}
+
+impl fmt::Display for Settings {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let mut line = |name: &str, value: &dyn fmt::Display| writeln!(f, "{name:<22} {value}");
+        line("listen", &self.listen)?;
+        line("admin", &self.admin)?;
+        match self.upstreams.as_slice() {
+            [] => line("upstream", &"built-in demo")?,
+            given => given.iter().try_for_each(|upstream| line("upstream", upstream))?,
+        }
+        line("data-dir", &self.data_dir.display())?;
+        line("node-id", &self.node_id(self.listen.port()))?;
+        line("cluster", &self.cluster)?;
+        line("admin token", &if self.admin_token.is_some() { "required" } else { "none" })?;
+        let grace = self.budgets.grace_period;
+        line(
+            "SHUTDOWN_GRACE_PERIOD",
+            &grace.map_or("unknown".to_owned(), |grace| display_duration(grace).to_string()),
+        )
+    }
+}
+
+impl fmt::Debug for Settings {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        // As it is shown, and so never the token.
+        f.debug_tuple("Settings").field(&self.to_string()).finish()
+    }
+}
+
+/// Where values come from, the first before the next.
+struct Sources<'a> {
+    flags: &'a Flags,
+    environment: Environment<'a>,
+    dotenv: BTreeMap<String, String>,
+    file: BTreeMap<String, Vec<String>>,
+    path: Option<String>,
+}
+
+/// A value and where it was written.
+#[derive(Clone, Debug)]
+struct Value {
+    text: String,
+    from: String,
+}
+
+impl fmt::Display for Value {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} {:?}", self.from, self.text)
+    }
+}
+
+impl Sources<'_> {
+    /// What the first source that has it says about a flag.
+    fn all(&self, flag: &str) -> Result<Vec<Value>, String> {
+        let value = |from: &str, text: String| Value { text, from: from.to_owned() };
+        let given = self.flags.given(flag);
+        if !given.is_empty() {
+            return Ok(given.into_iter().map(|text| value(&format!("--{flag}"), text)).collect());
+        }
+        let variable = format!("EDGE_PROXY_{}", flag.to_uppercase().replace('-', "_"));
+        if let Some((from, text)) = self.variable(&variable)? {
+            let parts: Vec<_> = match flag {
+                "upstream" => text.split(',').map(|part| part.trim().to_owned()).collect(),
+                _ => vec![text],
+            };
+            return Ok(parts.into_iter().map(|text| value(&from, text)).collect());
+        }
+        let key = flag.replace('-', "_");
+        let from = format!("{}: {key}", self.path.as_deref().unwrap_or_default());
+        Ok(self.file.get(&key).into_iter().flatten().map(|text| value(&from, text.clone())).collect())
+    }
+
+    fn one(&self, flag: &str) -> Result<Option<Value>, String> {
+        let mut all = self.all(flag)?;
+        match all.len() {
+            0 | 1 => Ok(all.pop()),
+            _ => Err(format!("{} takes one value, not {}", all[0].from, all.len())),
+        }
+    }
+
+    /// A name that is not empty.
+    fn name(&self, flag: &str) -> Result<Option<String>, String> {
+        match self.one(flag)? {
+            Some(value) if value.text.trim().is_empty() => Err(format!("{} is empty", value.from)),
+            value => Ok(value.map(|value| value.text)),
+        }
+    }
+
+    fn addr(&self, flag: &str, default: &str) -> Result<SocketAddr, String> {
+        let value = self.one(flag)?;
+        let text = value.as_ref().map_or(default, |value| &value.text);
+        text.parse().map_err(|_| {
+            let from = value.as_ref().map_or_else(|| text.to_owned(), ToString::to_string);
+            format!("{from} is not an address: write an IP address and a port, as {default}")
+        })
+    }
+
+    fn upstreams(&self) -> Result<Vec<Upstream>, String> {
+        let all = self.all("upstream")?;
+        if all.len() > MOST {
+            return Err(format!("{} upstreams are more than the {MOST} that are supported", all.len()));
+        }
+        all.iter()
+            .map(|value| Upstream::parse(&value.text).map_err(|error| format!("{error} ({})", value.from)))
+            .collect()
+    }
+
+    fn budgets(&self) -> Result<ShutdownConfig, String> {
+        // Fetched first, because `from_lookup` has no way to pass on what is wrong with a source.
+        let mut given = BTreeMap::new();
+        for name in ShutdownConfig::VARIABLES {
+            let from_file = || self.file.get(&name.to_lowercase()).and_then(|values| values.first().cloned());
+            if let Some(text) = self.variable(name)?.map(|(_, text)| text).or_else(from_file) {
+                given.insert(name, text);
+            }
+        }
+        ShutdownConfig::from_lookup(|name| given.get(name).cloned()).map_err(|error| error.to_string())
+    }
+
+    /// A variable of the environment, else of `.env`, and how to call it.
+    fn variable(&self, name: &str) -> Result<Option<(String, String)>, String> {
+        match (self.environment)(name) {
+            Some(raw) => match raw.into_string() {
+                Ok(text) => Ok(Some((name.to_owned(), text))),
+                Err(raw) => Err(format!("{name}={raw:?} is not Unicode")),
+            },
+            None => Ok(self.dotenv.get(name).map(|text| (format!(".env: {name}"), text.clone()))),
+        }
+    }
+}
+
+fn read_dotenv(path: &Path) -> Result<BTreeMap<String, String>, String> {
+    let text = match std::fs::read_to_string(path) {
+        Ok(text) => text,
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(BTreeMap::new()),
+        Err(error) => return Err(format!("{} cannot be read: {error}", path.display())),
+    };
+    let mut variables = BTreeMap::new();
+    for pair in dotenvy::from_read_iter(text.as_bytes()) {
+        let (name, value) = pair.map_err(|error| match error {
+            // Not the line itself: it may hold a secret.
+            dotenvy::Error::LineParse(line, _) => {
+                // What dotenvy gives is the line, or the end of it from the value on.
+                let wrong = line.trim();
+                let number =
+                    text.lines().position(|other| !wrong.is_empty() && other.trim().ends_with(wrong));
+                let place = number.map_or(String::new(), |number| format!(", line {}", number + 1));
+                format!("{}{place}: not a NAME=value line; quote values that have spaces", path.display())
+            }
+            error => format!("{} cannot be read: {error}", path.display()),
+        })?;
+        // The first of two counts, as dotenv has it.
+        variables.entry(name).or_insert(value);
+    }
+    Ok(variables)
+}
+
+fn read_file(path: &Value) -> Result<BTreeMap<String, Vec<String>>, String> {
+    let text = std::fs::read_to_string(&path.text)
+        .map_err(|error| format!("the configuration file {path} cannot be read: {error}"))?;
+    let table: toml::Table = text.parse().map_err(|error: toml::de::Error| {
+        let line = error.span().map_or(1, |span| text[..span.start].lines().count().max(1));
+        format!("{}, line {line}: {}", path.text, error.message().replace('\n', "; "))
+    })?;
+    let mut values = BTreeMap::new();
+    for (key, value) in table {
+        let name = key.replace('-', "_");
+        let is_flag = FLAGS.iter().any(|flag| *flag != "config" && flag.replace('-', "_") == name);
+        let is_budget = ShutdownConfig::VARIABLES.iter().any(|variable| variable.to_lowercase() == name);
+        if !is_flag && !is_budget {
+            return Err(format!("{}: unknown key {key:?}; see --help for the names", path.text));
+        }
+        let texts = match value {
+            toml::Value::String(text) => vec![text],
+            toml::Value::Integer(seconds) if is_budget => vec![seconds.to_string()],
+            toml::Value::Array(parts) if name == "upstream" => parts
+                .into_iter()
+                .map(|part| match part {
+                    toml::Value::String(text) => Ok(text),
+                    other => Err(format!(
+                        "{}: {key} has a part that is no string but {}",
+                        path.text,
+                        other.type_str()
+                    )),
+                })
+                .collect::<Result<_, _>>()?,
+            other => {
+                let form = if is_budget { "a string like \"1500ms\" or whole seconds" } else { "a string" };
+                return Err(format!("{}: {key} must be {form}, not {}", path.text, other.type_str()));
+            }
+        };
+        if values.insert(name, texts).is_some() {
+            return Err(format!("{}: {key} is given twice", path.text));
+        }
+    }
+    Ok(values)
+}
+
+fn read_token(path: &Value) -> Result<String, String> {
+    let text = std::fs::read_to_string(&path.text)
+        .map_err(|error| format!("the admin token file {path} cannot be read: {error}"))?;
+    match text.trim() {
+        "" => Err(format!("the admin token file {path} is empty")),
+        token if token.contains(char::is_whitespace) => {
+            Err(format!("the admin token file {path} has more than one word: it holds one token"))
+        }
+        token => Ok(token.to_owned()),
+    }
+}
+
+fn host_name() -> String {
+    let name = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
+    match name.trim() {
+        "" => "edge".to_owned(),
+        name => name.to_owned(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+
+    /// Loads with these flags, this environment, this `.env` and this TOML file.
+    fn load(
+        flags: Flags,
+        environment: &[(&str, &str)],
+        dotenv: &str,
+        file: &str,
+    ) -> Result<Settings, String> {
+        let dir = tempfile::tempdir().unwrap();
+        let (dotenv_path, file_path) = (dir.path().join(".env"), dir.path().join("edge.toml"));
+        std::fs::write(&dotenv_path, dotenv).unwrap();
+        std::fs::write(&file_path, file).unwrap();
+        let config = Some(file_path.to_str().unwrap().to_owned());
+        let lookup = |name: &str| {
+            environment.iter().find(|(key, _)| *key == name).map(|(_, value)| OsString::from(value))
+        };
+        Settings::load(&Flags { config, ..flags }, &lookup, &dotenv_path)
+    }
+
+    fn listen(addr: &str) -> Flags {
+        Flags { listen: Some(addr.to_owned()), ..Flags::default() }
+    }
+
+    #[test]
+    fn a_flag_goes_before_the_environment_before_dotenv_before_the_file_before_the_default() {
+        let dotenv = "EDGE_PROXY_LISTEN=127.0.0.1:3\n";
+        let file = "listen = '127.0.0.1:4'";
+        let env = [("EDGE_PROXY_LISTEN", "127.0.0.1:2")];
+        let port = |settings: Result<Settings, String>| settings.unwrap().listen.port();
+        assert_eq!(port(load(listen("127.0.0.1:1"), &env, dotenv, file)), 1);
+        assert_eq!(port(load(Flags::default(), &env, dotenv, file)), 2);
+        assert_eq!(port(load(Flags::default(), &[], dotenv, file)), 3);
+        assert_eq!(port(load(Flags::default(), &[], "", file)), 4);
+        assert_eq!(port(load(Flags::default(), &[], "", "")), 8080);
+    }
+
+    #[test]
+    fn budgets_come_from_the_same_sources() {
+        let file = "shutdown_total_timeout = '9s'\nshutdown_lame_duck = 3\nshutdown_linger = '100ms'";
+        let settings =
+            load(Flags::default(), &[("SHUTDOWN_TOTAL_TIMEOUT", "7")], "SHUTDOWN_LAME_DUCK=2\n", file)
+                .unwrap();
+        assert_eq!(settings.budgets.total, Duration::from_secs(7));
+        assert_eq!(settings.budgets.lame_duck, Duration::from_secs(2));
+        assert_eq!(settings.budgets.linger, Duration::from_millis(100));
+    }
+
+    #[test]
+    fn several_upstreams_are_a_repeated_flag_a_comma_or_an_array() {
+        let (a, b) = ("http://127.0.0.1:1", "http://b:2");
+        let flags = Flags { upstream: vec![a.into(), b.into()], ..Flags::default() };
+        let both = format!("{a}, {b}");
+        for settings in [
+            load(flags, &[], "", ""),
+            load(Flags::default(), &[("EDGE_PROXY_UPSTREAM", &both)], "", ""),
+            load(Flags::default(), &[], "", &format!("upstream = ['{a}', '{b}']")),
+        ] {
+            assert_eq!(settings.unwrap().upstreams.len(), 2);
+        }
+    }
+
+    #[test]
+    fn every_mistake_is_one_sentence_that_names_its_place() {
+        let none = Flags::default;
+        let cases = [
+            (load(listen("8080"), &[], "", ""), "--listen \"8080\""),
+            (load(none(), &[("EDGE_PROXY_ADMIN", "x")], "", ""), "EDGE_PROXY_ADMIN \"x\""),
+            (load(none(), &[], "EDGE_PROXY_ADMIN=x\n", ""), ".env: EDGE_PROXY_ADMIN \"x\""),
+            (load(none(), &[], "", "admin = 'x'"), "edge.toml: admin \"x\""),
+            (load(none(), &[], "", "mdns = 'lo'"), "unknown key \"mdns\""),
+            (load(none(), &[], "", "config = 'other'"), "unknown key \"config\""),
+            (load(none(), &[], "", "listen = 1"), "listen must be a string"),
+            (load(none(), &[], "", "\n\nlisten = "), "line 3"),
+            (load(none(), &[], "A=1\nnot a pair\n", ""), ".env, line 2"),
+            (load(none(), &[], "", "shutdown_linger = 'soon'"), "SHUTDOWN_LINGER=\"soon\""),
+            (load(none(), &[], "", "shutdown_linger = 1.5"), "shutdown_linger must be"),
+            (load(none(), &[], "", "admin = '0.0.0.0:1'"), "give --admin-token-file"),
+            (load(none(), &[], "", "admin = '127.0.0.1:8080'"), "different ports"),
+            (
+                load(none(), &[], "", "admin_token_file = '/none'"),
+                "admin_token_file \"/none\" cannot be read",
+            ),
+            (load(none(), &[], "", "upstream = 'a:1'"), "has no scheme: write http://a:1"),
+            (load(none(), &[], "", "cluster = ' '"), "cluster is empty"),
+        ];
+        for (settings, expected) in cases {
+            let error = settings.map(|settings| settings.to_string()).unwrap_err();
+            assert!(error.contains(expected), "{expected} is not in: {error}");
+            assert_eq!(error.lines().count(), 1, "{error}");
+        }
+    }
+
+    #[test]
+    fn a_line_of_dotenv_that_is_wrong_is_named_and_not_repeated() {
+        let error = load(Flags::default(), &[], "A=1\nPASSWORD=very secret\n", "").unwrap_err();
+        assert!(error.contains(".env, line 2") && !error.contains("secret"), "{error}");
+    }
+
+    #[test]
+    fn what_kubernetes_sets_for_a_service_of_this_name_is_no_mistake() {
+        load(Flags::default(), &[("EDGE_PROXY_PORT", "tcp://10.0.0.1:80")], "", "").unwrap();
+    }
+
+    #[test]
+    fn the_token_is_never_shown() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("token");
+        std::fs::write(&path, "s3cret\n").unwrap();
+        let flags = Flags { admin_token_file: path.to_str().map(ToOwned::to_owned), ..Flags::default() };
+        let settings = load(flags, &[], "", "admin = '0.0.0.0:1'").unwrap();
+        assert_eq!(settings.admin_token.as_deref(), Some("s3cret"));
+        assert!(!format!("{settings} {settings:?}").contains("s3cret"));
+    }
+}

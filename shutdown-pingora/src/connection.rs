@@ -1,0 +1,347 @@
+//! The IO object handed to Pingora: a counted connection with a kill switch.
+//!
+//! Layers, outermost first:
+//!
+//! ```text
+//! Connection     Pingora's traits; replays what `try_peek` read
+//!   BufWriter    joins a head and a short body into one segment, as Pingora's own stream does
+//!     Io         the guard that counts the connection, and the cut
+//!       TcpStream
+//! ```
+//!
+//! Pingora flushes at the end of every message and `BufWriter` passes a flush and a shutdown down, so nothing stays
+//! behind in the buffer when the guard below it is dropped.
+
+use std::fmt;
+use std::future::Future;
+use std::io;
+use std::net::SocketAddr;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll, Waker, ready};
+use std::time::{Duration, SystemTime};
+
+use async_trait::async_trait;
+use pingora_core::protocols::raw_connect::ProxyDigest;
+use pingora_core::protocols::{
+    GetProxyDigest, GetSocketDigest, GetTimingDigest, Peek, Shutdown, SocketDigest, Ssl, TimingDigest,
+    UniqueID, UniqueIDType,
+};
+use shutdown_core::net::Io;
+use shutdown_core::{ShutdownCoordinator, Wait};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, BufWriter, ReadBuf};
+use tokio::net::TcpStream;
+use tokio::time::{Instant, Sleep};
+
+/// A counted TCP connection that Pingora can serve.
+///
+/// It is open, for the coordinator, until it is dropped. Once the drain's deadline has cut it every operation
+/// fails; see [`Io`].
+pub struct Connection {
+    io: BufWriter<Io<TcpStream>>,
+    peeked: Peeked,
+    digest: Arc<SocketDigest>,
+    established: SystemTime,
+    /// Of an HTTP/2 connection: ends it when it does not leave by itself.
+    leave: Option<Leave>,
+    /// Whether bytes wait for the socket to take them.
+    unsent: bool,
+    /// Since when an HTTP/2 connection that we have ended is quiet.
+    quiet: Option<Pin<Box<Sleep>>>,
+}
+
+impl Connection {
+    /// Wraps an accepted connection of `peer`.
+    pub fn new(io: Io<TcpStream>, peer: SocketAddr) -> Self {
+        let digest = socket_digest(io.get_ref());
+        // Ours is the only reference and the cell is new, so this cannot fail.
+        let _ = digest.peer_addr.set(Some(peer.into()));
+        Self {
+            io: BufWriter::with_capacity(WRITE_BUFFER, io),
+            peeked: Peeked::default(),
+            digest: Arc::new(digest),
+            established: SystemTime::now(),
+            leave: None,
+            unsent: false,
+            quiet: None,
+        }
+    }
+
+    /// Notes after a write or a flush whether anything is left to send.
+    fn wrote<T>(&mut self, done: &Poll<T>, cx: &Context<'_>) {
+        let unsent = done.is_pending() || !self.io.buffer().is_empty();
+        if self.unsent && !unsent && self.leave.is_some() {
+            // Reading may have waited for this.
+            cx.waker().wake_by_ref();
+        }
+        self.unsent = unsent;
+    }
+}
+
+impl fmt::Debug for Connection {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Connection")
+            .field("peer", &self.digest.peer_addr())
+            .field("established", &self.established)
+            .finish_non_exhaustive()
+    }
+}
+
+#[async_trait]
+impl Peek for Connection {
+    /// Looks at the first bytes, for as long as they may become the HTTP/2 preface, and puts them back.
+    ///
+    /// Pingora's own waits for 24 bytes whatever they are and whatever happens: a connection that never sends
+    /// anything would hold the drain to its deadline. This one ends when requests are over, and a request shorter
+    /// than the preface is not kept waiting.
+    async fn try_peek(&mut self, buf: &mut [u8]) -> io::Result<bool> {
+        let wanted = buf.len().min(H2_PREFACE.len());
+        let shutdown = self.io.get_ref().shutdown_coordinator();
+        let mut over = shutdown.requests_done();
+        while self.peeked.len < wanted && H2_PREFACE.starts_with(self.peeked.all()) {
+            let room = &mut self.peeked.bytes[self.peeked.len..wanted];
+            let read = tokio::select! {
+                // Reading first: what has arrived is answered, be it with 503.
+                biased;
+                read = self.io.read(room) => read?,
+                () = &mut over => {
+                    return Err(io::Error::new(io::ErrorKind::ConnectionAborted, "closed unused by the shutdown"));
+                }
+            };
+            if read == 0 {
+                if self.peeked.len == 0 {
+                    return Err(io::ErrorKind::UnexpectedEof.into());
+                }
+                break;
+            }
+            self.peeked.len += read;
+        }
+        if self.peeked.all() == H2_PREFACE {
+            self.leave = Some(Leave::Serving(shutdown.leaving()));
+        }
+        // Zeros where nothing came: the preface has none, so what is incomplete is no preface.
+        buf.fill(0);
+        buf[..self.peeked.len].copy_from_slice(self.peeked.all());
+        Ok(true)
+    }
+}
+
+/// How an HTTP/2 connection ends whose client does not answer our PING, which h2 waits for without a limit.
+///
+/// The PING goes out with the GOAWAY when the lame duck begins. Once it has had [`ANSWER_TIME`] and requests are
+/// over, nothing is left to say but the final GOAWAY: the connection reads as ended, unless bytes of an answer still
+/// wait for the socket. Those are sent first, or cut at the deadline.
+enum Leave {
+    Serving(Wait<'static>),
+    Told(Pin<Box<Sleep>>),
+    Unanswered(Wait<'static>),
+    Over,
+}
+
+impl Leave {
+    fn poll(&mut self, shutdown: ShutdownCoordinator, cx: &mut Context<'_>) -> Poll<()> {
+        loop {
+            *self = match self {
+                Self::Serving(leaving) => {
+                    ready!(Pin::new(leaving).poll(cx));
+                    Self::Told(Box::pin(tokio::time::sleep(ANSWER_TIME)))
+                }
+                Self::Told(answer) => {
+                    ready!(answer.as_mut().poll(cx));
+                    Self::Unanswered(shutdown.requests_done())
+                }
+                Self::Unanswered(over) => {
+                    ready!(Pin::new(over).poll(cx));
+                    *self = Self::Over;
+                    // Once more around: the last answer may still be with h2, which has yet to write it.
+                    cx.waker().wake_by_ref();
+                    return Poll::Pending;
+                }
+                Self::Over => return Poll::Ready(()),
+            };
+        }
+    }
+}
+
+/// What was read ahead and is read again. It grows only while nothing has been read again.
+#[derive(Default)]
+struct Peeked {
+    bytes: [u8; H2_PREFACE.len()],
+    len: usize,
+    taken: usize,
+}
+
+impl Peeked {
+    fn all(&self) -> &[u8] {
+        &self.bytes[..self.len]
+    }
+
+    /// Moves as much as fits into `buf`; whether it was anything.
+    fn take_into(&mut self, buf: &mut ReadBuf<'_>) -> bool {
+        let rest = &self.bytes[self.taken..self.len];
+        let fits = rest.len().min(buf.remaining());
+        buf.put_slice(&rest[..fits]);
+        self.taken += fits;
+        fits > 0
+    }
+}
+
+impl AsyncRead for Connection {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        if self.peeked.take_into(buf) {
+            return Poll::Ready(Ok(()));
+        }
+        let this = &mut *self;
+        let shutdown = this.io.get_ref().shutdown_coordinator();
+        let read = Pin::new(&mut this.io).poll_read(cx, buf);
+        if let (Poll::Pending, Some(leave)) = (&read, &mut this.leave)
+            && leave.poll(shutdown, cx).is_ready()
+            && !this.unsent
+        {
+            // Nothing in `buf`: the end.
+            return Poll::Ready(Ok(()));
+        }
+        read
+    }
+}
+
+impl AsyncWrite for Connection {
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+        let done = Pin::new(&mut self.io).poll_write(cx, buf);
+        self.wrote(&done, cx);
+        done
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let done = Pin::new(&mut self.io).poll_flush(cx);
+        self.wrote(&done, cx);
+        done
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let this = &mut *self;
+        if this.leave.is_none() {
+            return Pin::new(&mut this.io).poll_shutdown(cx);
+        }
+        // HTTP/2 clients go on sending window updates while they read, and what arrives after we have closed the
+        // socket resets it, with the rest of the answer still on its way. So end our half, then hear theirs out.
+        let quiet = match &mut this.quiet {
+            Some(quiet) => quiet,
+            None => {
+                ready!(Pin::new(&mut this.io).poll_shutdown(cx))?;
+                this.quiet.insert(Box::pin(tokio::time::sleep(QUIET_TIME)))
+            }
+        };
+        let mut scratch = [0; 1024];
+        loop {
+            let mut scratch = ReadBuf::new(&mut scratch);
+            match Pin::new(&mut this.io).poll_read(cx, &mut scratch) {
+                Poll::Pending => {
+                    ready!(quiet.as_mut().poll(cx));
+                    return Poll::Ready(Ok(()));
+                }
+                Poll::Ready(Ok(())) if !scratch.filled().is_empty() => {
+                    quiet.as_mut().reset(Instant::now() + QUIET_TIME);
+                }
+                Poll::Ready(_) => return Poll::Ready(Ok(())),
+            }
+        }
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bufs: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        let done = Pin::new(&mut self.io).poll_write_vectored(cx, bufs);
+        self.wrote(&done, cx);
+        done
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.io.is_write_vectored()
+    }
+}
+
+impl Drop for Connection {
+    fn drop(&mut self) {
+        if !self.io.buffer().is_empty() {
+            // Pingora leaves some error answers unflushed and relies on its stream to try once, as this does.
+            let mut cx = Context::from_waker(Waker::noop());
+            let _ = Pin::new(&mut self.io).poll_flush(&mut cx);
+        }
+    }
+}
+
+#[async_trait]
+impl Shutdown for Connection {
+    async fn shutdown(&mut self) {
+        // The peer may be gone already; there is nobody left to tell.
+        let _ = AsyncWriteExt::shutdown(self).await;
+    }
+}
+
+impl UniqueID for Connection {
+    fn id(&self) -> UniqueIDType {
+        unique_id(self.io.get_ref().get_ref())
+    }
+}
+
+/// Plain TCP: no TLS to tell about.
+impl Ssl for Connection {}
+
+impl GetTimingDigest for Connection {
+    fn get_timing_digest(&self) -> Vec<Option<TimingDigest>> {
+        vec![Some(TimingDigest { established_ts: self.established, ..TimingDigest::default() })]
+    }
+}
+
+/// It was not made through a proxy.
+impl GetProxyDigest for Connection {
+    fn get_proxy_digest(&self) -> Option<Arc<ProxyDigest>> {
+        None
+    }
+}
+
+impl GetSocketDigest for Connection {
+    fn get_socket_digest(&self) -> Option<Arc<SocketDigest>> {
+        Some(Arc::clone(&self.digest))
+    }
+
+    fn set_socket_digest(&mut self, digest: SocketDigest) {
+        self.digest = Arc::new(digest);
+    }
+}
+
+#[cfg(unix)]
+fn socket_digest(stream: &TcpStream) -> SocketDigest {
+    SocketDigest::from_raw_fd(std::os::fd::AsRawFd::as_raw_fd(stream))
+}
+
+#[cfg(windows)]
+fn socket_digest(stream: &TcpStream) -> SocketDigest {
+    SocketDigest::from_raw_socket(std::os::windows::io::AsRawSocket::as_raw_socket(stream))
+}
+
+#[cfg(unix)]
+fn unique_id(stream: &TcpStream) -> UniqueIDType {
+    std::os::fd::AsRawFd::as_raw_fd(stream)
+}
+
+#[cfg(windows)]
+fn unique_id(stream: &TcpStream) -> UniqueIDType {
+    std::os::windows::io::AsRawSocket::as_raw_socket(stream) as UniqueIDType
+}
+
+/// The first bytes of an HTTP/2 client; RFC 9113, section 3.4.
+const H2_PREFACE: &[u8; 24] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
+/// One segment of an Ethernet path; also the size of Pingora's own write buffer.
+const WRITE_BUFFER: usize = 1460;
+/// How long an HTTP/2 client may take to answer our PING; more than a slow round trip.
+const ANSWER_TIME: Duration = Duration::from_secs(1);
+/// How long an HTTP/2 client that was told the end may be silent before we take it that it has read everything.
+const QUIET_TIME: Duration = Duration::from_secs(1);

@@ -269,3 +269,8 @@ fn the_control_with_its_guard_in_the_handler_loses_them() {
     println!("control, guard as in seed 003: {} of {tries} lost", lost.len());
     assert_eq!(lost.len(), tries, "the control must lose, else the laws above prove nothing: {lost:#?}");
 }
+
+#[test]
+fn axum_service_loses_no_byte_of_an_answer_under_way_over_http_2() {
+    law("axum-service, HTTP/2", &|| Subject::plain(axum_service()), read_h2);
+}

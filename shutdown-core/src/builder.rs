@@ -79,7 +79,8 @@ impl Builder {
         self
     }
 
-    /// Writes `last-shutdown.json` and a line of `history.jsonl` into this directory when the shutdown ends.
+    /// Writes `last-shutdown.json` and a line of `history.jsonl` into this directory when the shutdown ends. It is
+    /// made with mode 0700 if it is not there by then.
     #[cfg(feature = "files")]
     pub fn report_dir(mut self, dir: impl Into<std::path::PathBuf>) -> Self {
         self.report_dir = Some(dir.into());
@@ -174,7 +175,7 @@ impl Builder {
     pub(crate) fn build_with(self, executor: Executor) -> Result<(ShutdownCoordinator, Driver), PlanError> {
         let plan = self.empty_plan();
         plan.check()?;
-        let mut stages = Stages { plan, units: Vec::new(), sealed: false };
+        let mut stages = Stages { plan, units: Vec::new(), departed: false, sealed: false };
         for (stage, unit) in self.units {
             stages.add(stage, unit)?;
         }

@@ -23,7 +23,7 @@ use crate::latch::{Latch, Wait};
 use crate::phase::Phase;
 use crate::plan::{Plan, Stage};
 use crate::reason::{Reason, SignalReceived, Urgency};
-use crate::report::{ShutdownReport, ms};
+use crate::report::{Outcome, ShutdownReport, StageReport, TaskReport, ms};
 use crate::snapshot::{Connections, InFlight, Requests, Snapshot};
 use crate::stage::{StageContext, Unit, When, boxed};
 use crate::tasks::{Policy, TaskOutput, Tasks};
@@ -34,7 +34,10 @@ pub(crate) enum Command {
     /// Stop, for this reason; ignored when the shutdown has begun.
     Begin { reason: Reason, at: Instant },
     /// A stop signal, and whether it is the second one or later.
-    #[cfg_attr(not(all(unix, feature = "signals")), expect(dead_code, reason = "only an installed coordinator hears signals"))]
+    #[cfg_attr(
+        not(all(unix, feature = "signals")),
+        expect(dead_code, reason = "only an installed coordinator hears signals")
+    )]
     Signal { signal: SignalReceived, force: bool, at: Instant },
     /// Begin or hurry: the urgency only rises.
     Terminate { urgency: Urgency, at: Instant },
@@ -83,6 +86,8 @@ pub(crate) struct Draft {
 pub(crate) struct Stages {
     pub(crate) plan: Plan,
     pub(crate) units: Vec<(Stage, Unit)>,
+    /// Departure has begun: a task added to it would never run.
+    pub(crate) departed: bool,
     pub(crate) sealed: bool,
 }
 
@@ -152,8 +157,40 @@ impl Core {
     pub(crate) fn draft_at(&self, now: Instant) -> Option<ShutdownReport> {
         let Draft { mut report, began, .. } = self.draft.lock().clone()?;
         report.duration_ms = ms(now.saturating_duration_since(began));
+        if let Some(last) = report.phases.last_mut() {
+            last.end_ms = report.duration_ms;
+        }
+        report.requests.refused = self.requests.refused();
+        let not_begun = self.not_begun(&report);
+        report.stages.extend(not_begun);
         report.exit_code = report.exit_code();
         Some(report)
+    }
+
+    /// The stages that have something to do and no line in `report` yet: skipped, unless their turn still comes.
+    fn not_begun(&self, report: &ShutdownReport) -> Vec<StageReport> {
+        let mut plan = self.stages.lock().plan.clone();
+        for name in self.tasks.names() {
+            plan.add_task(Stage::Background, name);
+        }
+        let begun = |stage: Stage| report.stages.iter().any(|begun| begun.stage == stage.name());
+        let ahead =
+            plan.stages.into_iter().filter(|planned| !planned.tasks.is_empty() && !begun(planned.stage));
+        ahead
+            .map(|planned| StageReport {
+                stage: planned.stage.name().into(),
+                outcome: Outcome::Skipped,
+                start_ms: report.duration_ms,
+                end_ms: report.duration_ms,
+                budget_ms: 0.0,
+                shrunk_from_ms: None,
+                tasks: planned
+                    .tasks
+                    .into_iter()
+                    .map(|name| TaskReport { name, outcome: Outcome::Skipped, detail: None, elapsed_ms: 0.0 })
+                    .collect(),
+            })
+            .collect()
     }
 }
 
@@ -410,7 +447,7 @@ impl ShutdownCoordinator {
     ///
     /// # Errors
     ///
-    /// Draining has begun, or the stage's reserve no longer fits the total.
+    /// Draining has begun (for [`Stage::Departure`]: the lame duck), or the stage's reserve no longer fits the total.
     ///
     /// # Panics
     ///
@@ -426,7 +463,7 @@ impl ShutdownCoordinator {
         Fut: Future<Output = Result<(), BoxError>> + Send + 'static,
     {
         let mut stages = self.core.stages.lock();
-        if stages.sealed {
+        if stages.sealed || (stages.departed && stage == Stage::Departure) {
             return Err(AddStageTaskError::ShuttingDown(ShuttingDown));
         }
         let unit = Unit { name: name.into(), when: When::During, task: boxed(task) };

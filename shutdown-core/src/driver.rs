@@ -22,10 +22,13 @@ use crate::stage::{Executor, Running, StageContext, TOKEN_GRACE, Unit, When};
 
 /// How long a listener has to empty its accept queue and close, once Draining has begun.
 const LISTENER_CLOSE: Duration = Duration::from_millis(500);
-/// How long cut connections have to let go of their guards.
+/// How long cut connections have to let go of their guards. Taken from the end of the drain (a tenth of it, at
+/// most this), never from a stage's reserve.
 const CUT_SETTLE: Duration = Duration::from_millis(100);
-/// How long an aborted task has to be dropped.
+/// How long an aborted task has to be dropped, when there is time.
 const ABORT_SETTLE: Duration = Duration::from_millis(20);
+/// The same when later stages have no more than their reserves. Only a task that blocks its thread takes it whole.
+const ABORT_SETTLE_SHORT: Duration = Duration::from_millis(5);
 
 /// The owner of a coordinator; dropping it before [`run`](Self::run) ends leaves the shutdown undone.
 #[must_use = "the shutdown only happens while the driver runs"]
@@ -208,8 +211,11 @@ impl Run {
             core.config.total,
         );
         report.urgency = *core.urgency.borrow();
-        report.requests.in_flight_at_start = core.requests.alive();
-        report.connections.open_at_start = core.connections.alive();
+        let requests = core.requests.count();
+        let connections = core.connections.count();
+        report.requests.in_flight_at_start = requests.alive;
+        report.connections.open_at_start = connections.alive;
+        core.tasks.note_failures();
         *core.draft.lock() = Some(Draft { report, began, current_stage: None });
         Self {
             core,
@@ -217,8 +223,8 @@ impl Run {
             #[cfg(feature = "files")]
             report_files: driver.report_files.clone(),
             began,
-            started_before: core.requests.started(),
-            accepted_before: core.connections.started(),
+            started_before: requests.started,
+            accepted_before: connections.started,
             gone_before: core.requests.client_gone(),
             step: std::sync::atomic::AtomicUsize::new(0),
         }
@@ -262,10 +268,16 @@ impl Run {
     async fn within<T>(&self, step: Step, work: impl Future<Output = T>) -> Option<T> {
         let mut urgency = self.core.urgency.subscribe();
         let mut work = pin!(work);
+        let start = self.now();
         let mut deadline = Duration::MAX;
         loop {
             let now_urgency = *urgency.borrow_and_update();
-            deadline = deadline.min(self.plan().deadline(step, self.now(), now_urgency));
+            let plan = self.plan();
+            deadline = deadline.min(plan.deadline(step, self.now(), now_urgency));
+            if step == Step::Drain {
+                let latest = plan.latest(step);
+                deadline = deadline.min(latest - CUT_SETTLE.min(latest.saturating_sub(start) / 10));
+            }
             tokio::select! {
                 biased;
                 output = &mut work => return Some(output),
@@ -325,7 +337,8 @@ impl Run {
         core.requests_done.set();
         core.cut.set();
         let settled = async { tokio::join!(core.requests.drained(), core.connections.drained()) };
-        let _ = timeout_at(now + CUT_SETTLE, settled).await;
+        let latest = self.began + self.plan().latest(Step::Drain);
+        let _ = timeout_at((now + CUT_SETTLE).min(latest), settled).await;
     }
 
     /// Writes down what became of the requests and connections.
@@ -333,7 +346,6 @@ impl Run {
         let core = self.core;
         self.draft(|draft| {
             let requests = &mut draft.report.requests;
-            requests.refused = core.requests.refused();
             if requests.cut == 0 {
                 requests.client_gone = core.requests.client_gone() - self.gone_before;
             }
@@ -345,7 +357,7 @@ impl Run {
             tracing::info!(
                 target: "shutdown",
                 drained = draft.report.requests.drained,
-                refused = draft.report.requests.refused,
+                refused = core.requests.refused(),
                 cut = draft.report.requests.cut,
                 client_gone = draft.report.requests.client_gone,
                 "requests drained"
@@ -360,10 +372,7 @@ impl Run {
         let units = self.take_units(stage);
         let background = stage == Stage::Background;
         // From here on no background task can be spawned, so an empty stage stays empty.
-        if background {
-            core.tasks.close();
-        }
-        let names = if background { core.tasks.names() } else { Vec::new() };
+        let names = if background { core.tasks.close() } else { Vec::new() };
         if units.is_empty() && names.is_empty() {
             return;
         }
@@ -407,6 +416,7 @@ impl Run {
 
     fn take_units(&self, stage: Stage) -> Vec<Unit> {
         let mut stages = self.core.stages.lock();
+        stages.departed |= stage == Stage::Departure;
         let (mine, rest) = std::mem::take(&mut stages.units).into_iter().partition(|(of, _)| *of == stage);
         stages.units = rest;
         mine.into_iter().map(|(_, unit): (Stage, Unit)| unit).collect()
@@ -594,7 +604,10 @@ impl StageRun<'_> {
                 core.tasks.ended().await;
             }
         };
-        let _ = timeout_at(Instant::now() + ABORT_SETTLE, settled).await;
+        let now = Instant::now();
+        let latest = self.run.began + self.run.plan().latest(Step::Stage(self.stage));
+        let until = (now + ABORT_SETTLE).min(latest.max(now + ABORT_SETTLE_SHORT));
+        let _ = timeout_at(until, settled).await;
     }
 
     /// Writes how each task ended into the report.
@@ -622,7 +635,7 @@ impl StageRun<'_> {
             let report = last_stage(draft, self.stage);
             for task in &mut report.tasks {
                 match ended.iter().position(|end| end.name == task.name) {
-                    Some(place) => *task = ended.swap_remove(place),
+                    Some(place) => *task = ended.remove(place),
                     // Its turn never came: a hook before it took the whole stage.
                     None => task.outcome = Outcome::Skipped,
                 }

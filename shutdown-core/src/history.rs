@@ -17,7 +17,7 @@ pub struct ReportFiles {
 }
 
 impl ReportFiles {
-    /// The files in `dir`, which must exist when a report is written.
+    /// The files in `dir`, which is made with mode 0700 when a report is written and it is not there.
     pub fn new(dir: impl Into<PathBuf>) -> Self {
         Self { dir: dir.into() }
     }
@@ -38,6 +38,11 @@ impl ReportFiles {
     ///
     /// What the system said. The history is attempted whatever became of the last report.
     pub fn write(&self, report: &ShutdownReport) -> io::Result<()> {
+        let mut builder = std::fs::DirBuilder::new();
+        builder.recursive(true);
+        #[cfg(unix)]
+        std::os::unix::fs::DirBuilderExt::mode(&mut builder, 0o700);
+        builder.create(&self.dir)?;
         let mut pretty = serde_json::to_vec_pretty(report)?;
         pretty.push(b'\n');
         let last = replace(&self.last(), &pretty);
@@ -101,6 +106,16 @@ mod tests {
         assert_eq!(history(&files), [0, 1, 2]);
         let last: ShutdownReport = serde_json::from_slice(&std::fs::read(files.last()).unwrap()).unwrap();
         assert_eq!(last, report(2));
+    }
+
+    #[cfg(unix)]
+    #[test]
+    fn a_directory_that_is_not_there_is_made_private() {
+        use std::os::unix::fs::PermissionsExt;
+        let dir = tempfile::tempdir().unwrap();
+        let data = dir.path().join("deep/data");
+        ReportFiles::new(&data).write(&report(1)).unwrap();
+        assert_eq!(std::fs::metadata(&data).unwrap().permissions().mode() & 0o777, 0o700);
     }
 
     #[test]

@@ -52,6 +52,13 @@ pub(crate) struct Tracker {
     shared: &'static Shared,
 }
 
+/// One moment's counts.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Count {
+    pub(crate) alive: u64,
+    pub(crate) started: u64,
+}
+
 #[derive(Debug)]
 #[repr(align(128))]
 pub(crate) struct Shard {
@@ -235,6 +242,14 @@ impl Tracker {
     /// Waits until the tracker is closed and no guard is left.
     pub(crate) fn drained(&self) -> Wait<'static> {
         self.shared.drained.wait()
+    }
+
+    /// Guards alive and ever started, for use before the close. The two agree: each shard's word holds both.
+    pub(crate) fn count(&self) -> Count {
+        self.shards.iter().fold(Count { alive: 0, started: 0 }, |count, shard| {
+            let word = shard.word.load(Ordering::Relaxed);
+            Count { alive: count.alive + alive_in(word), started: count.started + word / STARTED }
+        })
     }
 
     /// Guards alive; a moment's value while others start and end.

@@ -81,6 +81,7 @@ impl Latch {
     }
 
     /// Whether the event has happened. What the setter wrote before is visible after `true`.
+    #[inline]
     pub fn is_set(&self) -> bool {
         #[cfg(shutdown_loom)]
         if self.mutant == Mutant::SeenRelaxed {
@@ -164,6 +165,7 @@ impl Wait<'_> {
 impl Future for Wait<'_> {
     type Output = ();
 
+    #[inline]
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
         let this = &mut *self;
         if this.latch.is_set() {
@@ -178,27 +180,38 @@ impl Future for Wait<'_> {
         {
             return Poll::Pending;
         }
-        let shard = match &this.linked {
+        this.link(cx)
+    }
+}
+
+impl Wait<'_> {
+    /// Leaves the waker to the setter; the first poll, and one by another task.
+    #[inline(never)]
+    fn link(&mut self, cx: &Context<'_>) -> Poll<()> {
+        let shard = match &self.linked {
             Some(linked) => linked.shard,
-            None => thread_index() % this.latch.shards.len(),
+            None => thread_index() % self.latch.shards.len(),
         };
-        let mut waiting = this.latch.shards[shard].0.lock();
-        let recheck = this.latch.is_set();
+        let (waker, ours) = (cx.waker().clone(), cx.waker().clone());
+        let mut waiting = self.latch.shards[shard].0.lock();
+        let recheck = self.latch.is_set();
         #[cfg(shutdown_loom)]
-        let recheck = recheck && this.latch.mutant != Mutant::SkipRecheck;
+        let recheck = recheck && self.latch.mutant != Mutant::SkipRecheck;
         if recheck {
             return Poll::Ready(());
         }
-        let waker = cx.waker().clone();
-        match &mut this.linked {
+        match &mut self.linked {
             Some(linked) => {
-                let slot = waiting.get_mut(linked.key);
-                *slot.expect("not set, so nobody has taken the waker") = waker.clone();
-                linked.waker = waker;
+                let slot = waiting.get_mut(linked.key).expect("not set, so nobody has taken the waker");
+                let old = std::mem::replace(slot, waker);
+                // A waker's last owner drops what it wakes, perhaps another wait: never under the lock.
+                drop(waiting);
+                drop(old);
+                linked.waker = ours;
             }
             None => {
-                let key = waiting.insert(waker.clone());
-                this.linked = Some(Linked { shard, key, waker });
+                let key = waiting.insert(waker);
+                self.linked = Some(Linked { shard, key, waker: ours });
             }
         }
         Poll::Pending
@@ -209,7 +222,9 @@ impl Drop for Wait<'_> {
     fn drop(&mut self) {
         if let Some(linked) = self.linked.take() {
             // `try_remove`: `set` may have taken the waker; after it no key is ever handed out again.
-            drop(self.latch.shards[linked.shard].0.lock().try_remove(linked.key));
+            let taken = self.latch.shards[linked.shard].0.lock().try_remove(linked.key);
+            // Outside the lock, for the same reason as in `link`.
+            drop(taken);
         }
     }
 }
@@ -251,6 +266,35 @@ mod tests {
             assert_pending!(waiter.poll());
             assert_pending!(waiter.poll());
         }
+        assert!(latch.shards[0].0.lock().is_empty());
+    }
+
+    /// Wakes nothing, and owns a wait that goes when it goes.
+    struct Owner(#[expect(dead_code, reason = "held for its Drop")] Mutex<Wait<'static>>);
+
+    impl std::task::Wake for Owner {
+        fn wake(self: std::sync::Arc<Self>) {}
+    }
+
+    fn owner(latch: &'static Latch) -> Waker {
+        let mut owned = latch.wait();
+        assert_pending!(Pin::new(&mut owned).poll(&mut Context::from_waker(Waker::noop())));
+        std::sync::Arc::new(Owner(Mutex::new(owned))).into()
+    }
+
+    #[test]
+    fn a_waker_that_owns_another_wait_may_go_with_its_own() {
+        let latch: &'static Latch = Box::leak(Box::new(Latch::with_shards(1)));
+        let (given_up, moved) = (owner(latch), owner(latch));
+        let mut first = latch.wait();
+        assert_pending!(Pin::new(&mut first).poll(&mut Context::from_waker(&given_up)));
+        let mut second = latch.wait();
+        assert_pending!(Pin::new(&mut second).poll(&mut Context::from_waker(&moved)));
+        // From here on the latch's waiters are the wakers' last owners.
+        drop((given_up, moved));
+        assert_pending!(Pin::new(&mut second).poll(&mut Context::from_waker(Waker::noop())));
+        drop(first);
+        drop(second);
         assert!(latch.shards[0].0.lock().is_empty());
     }
 

@@ -227,7 +227,8 @@ fn must_break(test: &str, law: &str, model: impl Fn() + Sync + Send + 'static) {
         .env(CHILD, "1")
         .output()
         .expect("the test can be started again");
-    let text = [output.stdout, output.stderr].map(|bytes| String::from_utf8_lossy(&bytes).into_owned()).concat();
+    let text =
+        [output.stdout, output.stderr].map(|bytes| String::from_utf8_lossy(&bytes).into_owned()).concat();
     assert!(text.contains("running 1 test"), "no test is called {test}: {text}");
     assert!(!output.status.success(), "the mutant lives");
     assert!(text.contains(law), "the mutant died of something else: {text}");

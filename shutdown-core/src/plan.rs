@@ -227,15 +227,12 @@ impl Plan {
     ///
     /// If the plan has no such stage.
     pub fn deadline(&self, step: Step, now: Duration, urgency: Urgency) -> Duration {
-        let (budget, reserve, later) = match step {
-            Step::LameDuck => (self.lame_duck, Duration::ZERO, STAGE_RESERVE + self.reserves_after(None)),
-            Step::Drain => (self.drain, STAGE_RESERVE, self.reserves_after(None)),
+        let (budget, reserve) = match step {
+            Step::LameDuck => (self.lame_duck, Duration::ZERO),
+            Step::Drain => (self.drain, STAGE_RESERVE),
             Step::Stage(stage) => {
                 let place = self.place(stage).expect("a stage that runs is in its plan");
-                let planned = &self.stages[place];
-                // Departure runs beside the drain and ends before the closing stages.
-                let later = self.reserves_after(Some(place));
-                (planned.budget, planned.reserve, later)
+                (self.stages[place].budget, self.stages[place].reserve)
             }
         };
         let wanted = match (urgency, step) {
@@ -245,7 +242,18 @@ impl Plan {
             (Urgency::Fast, Step::Drain) => Duration::ZERO,
             _ => reserve.min(budget),
         };
-        (now + wanted).min(self.end().saturating_sub(later)).max(now.min(self.end()))
+        (now + wanted).min(self.latest(step)).max(now.min(self.end()))
+    }
+
+    /// When `step` must have let go of everything: what comes after it is promised to later steps.
+    pub(crate) fn latest(&self, step: Step) -> Duration {
+        let later = match step {
+            Step::LameDuck => STAGE_RESERVE + self.reserves_after(None),
+            Step::Drain => self.reserves_after(None),
+            // Departure runs beside the drain and ends before the closing stages.
+            Step::Stage(stage) => self.reserves_after(self.place(stage)),
+        };
+        self.end().saturating_sub(later)
     }
 
     /// The reserves of the non-empty stages after `place`; of all closing stages for `None`.

@@ -266,10 +266,7 @@ impl ShutdownReport {
     ///
     /// Runs the handlers registered with `atexit`; one that hangs is ended by the watchdog at the total.
     pub fn exit(&self) -> ! {
-        #[expect(
-            clippy::disallowed_methods,
-            reason = "this is the one way out that a program calls"
-        )]
+        #[expect(clippy::disallowed_methods, reason = "this is the one way out that a program calls")]
         std::process::exit(i32::from(self.exit_code()))
     }
 }

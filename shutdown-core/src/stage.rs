@@ -65,7 +65,10 @@ pub(crate) enum Executor {
     /// As tasks of the runtime that polls the driver: deterministic under paused time.
     Tasks,
     /// Each on a thread of its own that blocks on its future inside `runtime`: a task that blocks starves nobody.
-    #[cfg_attr(not(all(unix, feature = "signals")), expect(dead_code, reason = "only an installed coordinator has threads"))]
+    #[cfg_attr(
+        not(all(unix, feature = "signals")),
+        expect(dead_code, reason = "only an installed coordinator has threads")
+    )]
     Threads {
         /// The service's runtime.
         runtime: Handle,

@@ -15,6 +15,7 @@ use tokio::task::AbortHandle;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
+use tokio_util::task::task_tracker::TaskTrackerToken;
 
 use crate::error::{BoxError, ShuttingDown};
 use crate::report::{Outcome, TaskReport, ms};
@@ -66,11 +67,16 @@ pub(crate) struct Tasks {
 #[derive(Default)]
 struct State {
     closed: bool,
+    /// The shutdown has begun: a task that does not end well is kept for the report.
+    stopping: bool,
+    spawned: u64,
     alive: Slab<Alive>,
     ended: Vec<Ended>,
 }
 
 struct Alive {
+    /// Which of all tasks this is: a task that ended at once may have left its key to another one.
+    id: u64,
     name: Cow<'static, str>,
     abort: Option<AbortHandle>,
     aborted: bool,
@@ -104,14 +110,17 @@ impl Tasks {
         Fut: Future<Output: TaskOutput> + Send + 'static,
     {
         // A slot first, under the lock that the stage closes; the future is made outside it.
-        let key = {
+        let slot = {
             let mut state = self.state.lock();
             if state.closed {
                 return Err(ShuttingDown);
             }
-            state.alive.insert(Alive { name, abort: None, aborted: false })
+            let id = state.spawned;
+            state.spawned += 1;
+            let key = state.alive.insert(Alive { id, name, abort: None, aborted: false });
+            Slot { tasks: self, id, key, policy, done: false, _tracked: self.tracker.token() }
         };
-        let slot = Slot { tasks: self, key, policy, done: false };
+        let (id, key) = (slot.id, slot.key);
         let token = self.token.child_token();
         let heard = token.clone();
         let future = task(token);
@@ -125,10 +134,15 @@ impl Tasks {
             }),
             Policy::FinishIteration | Policy::Critical => Box::pin(async move { future.await.into_result() }),
         };
-        let tracked = self.tracker.track_future(async move { slot.end(catch_panic(work).await) });
-        let abort = runtime.spawn(tracked).abort_handle();
-        if let Some(alive) = self.state.lock().alive.get_mut(key) {
+        let abort = runtime.spawn(async move { slot.end(catch_panic(work).await) }).abort_handle();
+        let mut too_late = None;
+        if let Some(alive) = self.state.lock().alive.get_mut(key).filter(|alive| alive.id == id) {
+            // The stage's deadline may have passed between the slot and here.
+            too_late = alive.aborted.then(|| abort.clone());
             alive.abort = Some(abort);
+        }
+        if let Some(abort) = too_late {
+            abort.abort();
         }
         Ok(())
     }
@@ -138,11 +152,23 @@ impl Tasks {
         self.state.lock().alive.iter().map(|(_, alive)| alive.name.clone()).collect()
     }
 
-    /// Refuses new tasks and tells those alive.
-    pub(crate) fn close(&self) {
-        self.state.lock().closed = true;
+    /// From now on a task that does not end well is in the report.
+    pub(crate) fn note_failures(&self) {
+        self.state.lock().stopping = true;
+    }
+
+    /// Refuses new tasks and tells those alive. Returns the names that the report will have: taken before anybody
+    /// is told, because a task may end the moment it hears.
+    pub(crate) fn close(&self) -> Vec<Cow<'static, str>> {
+        let names = {
+            let mut state = self.state.lock();
+            state.closed = true;
+            let ended = state.ended.iter().map(|ended| ended.name.clone());
+            ended.chain(state.alive.iter().map(|(_, alive)| alive.name.clone())).collect()
+        };
         self.tracker.close();
         self.token.cancel();
+        names
     }
 
     /// Waits until no task is left. Only after [`close`](Self::close).
@@ -167,7 +193,8 @@ impl Tasks {
         handles.iter().for_each(AbortHandle::abort);
     }
 
-    /// How every task that was alive when the stage began has ended, in the order they ended.
+    /// How every task has ended that was alive when the stage began or did not end well since the shutdown began,
+    /// in the order they ended.
     pub(crate) fn report(&self, start: Instant, now: Instant) -> Vec<TaskReport> {
         let since = |at: Instant| ms(at.saturating_duration_since(start).max(Duration::ZERO));
         let state = self.state.lock();
@@ -197,7 +224,7 @@ impl Tasks {
             None => (Outcome::RuntimeGone, None),
         };
         let early = !state.closed;
-        if !early {
+        if !early || (state.stopping && outcome != Outcome::Ok) {
             let ended =
                 Ended { name: alive.name.clone(), outcome, detail: detail.clone(), at: Instant::now() };
             state.ended.push(ended);
@@ -220,9 +247,12 @@ impl Tasks {
 /// A task's place in the registry. Dropped without an end, the task was aborted or its runtime went away.
 struct Slot {
     tasks: &'static Tasks,
+    id: u64,
     key: usize,
     policy: Policy,
     done: bool,
+    /// Dropped last: who waits for the tracker finds the end written down.
+    _tracked: TaskTrackerToken,
 }
 
 impl Slot {

@@ -67,6 +67,10 @@ impl Builder {
 
     /// The runtime that stage tasks and background tasks run on. Default: the one `install` is called in, else
     /// the coordinator's own.
+    ///
+    /// A current-thread runtime must be driven to the end, by awaiting
+    /// [`finished`](ShutdownCoordinator::finished) in it: timers and sockets of the tasks stand still while nobody
+    /// polls it.
     pub fn runtime(mut self, handle: Handle) -> Self {
         self.runtime = Some(handle);
         self
@@ -112,7 +116,8 @@ impl Builder {
         self.unit(stage, name.into(), When::Before, boxed(hook))
     }
 
-    /// Adds a hook that runs after the stage's tasks, inside its budget, however they ended.
+    /// Adds a hook that runs after the stage's tasks, inside its budget, also when one failed or panicked. When one
+    /// is still running at the stage's deadline there is no time left for the hook: it is reported as `skipped`.
     pub fn after<F, Fut>(self, stage: Stage, name: impl Into<Cow<'static, str>>, hook: F) -> Self
     where
         F: FnOnce(StageContext) -> Fut + Send + 'static,

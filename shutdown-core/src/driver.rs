@@ -13,7 +13,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::coordinator::{Command, Core, Draft};
 use crate::phase::Phase;
-use crate::plan::{Plan, Stage, Step};
+use crate::plan::{CUT_SETTLE, Plan, Stage, Step};
 use crate::reason::{Reason, SignalReceived, Urgency};
 use crate::report::{
     CUT_LISTED, CutRequest, Outcome, PhaseReport, ShutdownReport, SignalReport, StageReport, TaskReport, ms,
@@ -22,9 +22,6 @@ use crate::stage::{Executor, Running, StageContext, TOKEN_GRACE, Unit, When};
 
 /// How long a listener has to empty its accept queue and close, once Draining has begun.
 const LISTENER_CLOSE: Duration = Duration::from_millis(500);
-/// How long cut connections have to let go of their guards. Taken from the end of the drain (a tenth of it, at
-/// most this), never from a stage's reserve.
-const CUT_SETTLE: Duration = Duration::from_millis(100);
 /// How long an aborted task has to be dropped, when there is time.
 const ABORT_SETTLE: Duration = Duration::from_millis(20);
 /// The same when later stages have no more than their reserves. Only a task that blocks its thread takes it whole.
@@ -268,16 +265,10 @@ impl Run {
     async fn within<T>(&self, step: Step, work: impl Future<Output = T>) -> Option<T> {
         let mut urgency = self.core.urgency.subscribe();
         let mut work = pin!(work);
-        let start = self.now();
         let mut deadline = Duration::MAX;
         loop {
             let now_urgency = *urgency.borrow_and_update();
-            let plan = self.plan();
-            deadline = deadline.min(plan.deadline(step, self.now(), now_urgency));
-            if step == Step::Drain {
-                let latest = plan.latest(step);
-                deadline = deadline.min(latest - CUT_SETTLE.min(latest.saturating_sub(start) / 10));
-            }
+            deadline = deadline.min(self.plan().deadline(step, self.now(), now_urgency));
             tokio::select! {
                 biased;
                 output = &mut work => return Some(output),

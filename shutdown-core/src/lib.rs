@@ -87,8 +87,8 @@ pub use inflight::{ConnectionGuard, NamedRequest, NamedRequestGuard, RequestGuar
 pub use latch::{Latch, Wait};
 pub use phase::Phase;
 pub use plan::{
-    PERSIST_BUDGET, PERSIST_RESERVE, Plan, PlanError, PlannedStage, REPORT_RESERVE, STAGE_RESERVE, Stage,
-    Step,
+    CUT_SETTLE, PERSIST_BUDGET, PERSIST_RESERVE, Plan, PlanError, PlannedStage, REPORT_RESERVE,
+    STAGE_RESERVE, Stage, Step,
 };
 pub use reason::{Reason, SignalReceived, Urgency};
 pub use report::{

@@ -7,7 +7,7 @@
 //! deadline of step i = min(now + budget i, end − Σ reserves of the non-empty steps after i)
 //! ```
 //!
-//! so a step that overruns eats the time of later ones down to their reserves and no further.
+//! (the drain's is [`CUT_SETTLE`] earlier), so a step that overruns eats the time of later ones down to their reserves and no further.
 
 use std::borrow::Cow;
 use std::fmt;
@@ -24,6 +24,8 @@ pub const REPORT_RESERVE: Duration = Duration::from_millis(250);
 pub const PERSIST_RESERVE: Duration = Duration::from_millis(500);
 /// Promised to every other non-empty step.
 pub const STAGE_RESERVE: Duration = Duration::from_millis(100);
+/// Kept at the end of the drain, inside its reserve, for what has been cut to let go of its guards.
+pub const CUT_SETTLE: Duration = Duration::from_millis(50);
 /// The most that stage Persist may take when there is time.
 pub const PERSIST_BUDGET: Duration = Duration::from_secs(5);
 
@@ -242,7 +244,8 @@ impl Plan {
             (Urgency::Fast, Step::Drain) => Duration::ZERO,
             _ => reserve.min(budget),
         };
-        (now + wanted).min(self.latest(step)).max(now.min(self.end()))
+        let settle = if step == Step::Drain { CUT_SETTLE } else { Duration::ZERO };
+        (now + wanted).min(self.latest(step).saturating_sub(settle)).max(now.min(self.end()))
     }
 
     /// When `step` must have let go of everything: what comes after it is promised to later steps.
@@ -410,12 +413,12 @@ mod tests {
     fn a_drain_leaves_the_reserves_of_every_non_empty_stage_after_it() {
         let plan = plan(28_000, &[Stage::Database, Stage::Cache, Stage::Persist]);
         let deadline = plan.deadline(Step::Drain, ms(0), Urgency::Graceful);
-        assert_eq!(deadline, ms(28_000 - 250 - 500 - 100 - 100));
+        assert_eq!(deadline, ms(28_000 - 250 - 500 - 100 - 100 - 50));
     }
 
     #[test]
     fn an_empty_stage_reserves_nothing() {
-        assert_eq!(plan(28_000, &[]).deadline(Step::Drain, ms(0), Urgency::Graceful), ms(27_750));
+        assert_eq!(plan(28_000, &[]).deadline(Step::Drain, ms(0), Urgency::Graceful), ms(27_700));
     }
 
     #[test]
@@ -479,7 +482,7 @@ mod tests {
             let deadline = plan.deadline(Step::LameDuck, now, Urgency::Graceful);
             advance(&mut now, deadline);
             let deadline = plan.deadline(Step::Drain, now, Urgency::Graceful);
-            prop_assert!(deadline >= now + STAGE_RESERVE);
+            prop_assert!(deadline >= now + STAGE_RESERVE - CUT_SETTLE);
             advance(&mut now, deadline);
             for planned in plan.closing() {
                 let deadline = plan.deadline(Step::Stage(planned.stage), now, Urgency::Graceful);

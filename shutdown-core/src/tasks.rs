@@ -37,6 +37,27 @@ impl TaskOutput for () {
     }
 }
 
+/// A task that is an endless loop returns the type without values, which has no name on stable Rust but this one.
+type Never = <fn() -> ! as Returns>::Output;
+
+/// Gives the return type of a function pointer.
+pub trait Returns {
+    /// What it returns.
+    type Output;
+}
+
+impl<T> Returns for fn() -> T {
+    type Output = T;
+}
+
+/// An endless loop never hears its token: spawn it with
+/// [`spawn_cancellable`](crate::ShutdownCoordinator::spawn_cancellable), or it is aborted at the stage's deadline.
+impl TaskOutput for Never {
+    fn into_result(self) -> Result<(), BoxError> {
+        self
+    }
+}
+
 impl<E: Into<BoxError> + Send + 'static> TaskOutput for Result<(), E> {
     fn into_result(self) -> Result<(), BoxError> {
         self.map_err(Into::into)

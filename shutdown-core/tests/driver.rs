@@ -1047,3 +1047,18 @@ proptest! {
         })?;
     }
 }
+
+#[tokio::test(start_paused = true)]
+async fn an_endless_loop_is_a_background_task_and_is_dropped_when_it_may_be_cancelled() {
+    let (shutdown, driver) = ShutdownCoordinator::builder().build().unwrap();
+    let run = tokio::spawn(driver.run());
+    let beat = async {
+        loop {
+            sleep(Duration::from_secs(1)).await;
+        }
+    };
+    shutdown.spawn_cancellable("heartbeat", beat).unwrap();
+    shutdown.initiate_shutdown(Reason::requested("a test"));
+    let report = run.await.unwrap();
+    assert_eq!((&*report.stages[0].tasks[0].name, report.exit_code()), ("heartbeat", 0));
+}

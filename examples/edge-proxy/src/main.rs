@@ -84,7 +84,9 @@ fn run(signals: Signals) -> Result<ExitCode, Failure> {
         builder.signals(signals).runtime(runtime.handle().clone()).install().map_err(not_installed)?;
     data_dir::ensure(&settings.data_dir).map_err(|error| {
         let path = settings.data_dir.display();
-        Failure::Start(format!("the data directory {path} cannot be used: {error}: choose another with --data-dir"))
+        Failure::Start(format!(
+            "the data directory {path} cannot be used: {error}: choose another with --data-dir"
+        ))
     })?;
 
     let upstreams = Arc::new(match settings.upstreams.clone() {

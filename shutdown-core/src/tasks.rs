@@ -40,7 +40,7 @@ impl TaskOutput for () {
 /// A task that is an endless loop returns the type without values, which has no name on stable Rust but this one.
 type Never = <fn() -> ! as Returns>::Output;
 
-/// Gives the return type of a function pointer.
+/// Gives the return type of a function pointer. Public because [`Never`] is in a public signature; not exported.
 pub trait Returns {
     /// What it returns.
     type Output;

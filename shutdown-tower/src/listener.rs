@@ -5,7 +5,7 @@ use std::io;
 use shutdown_core::ShutdownCoordinator;
 use shutdown_core::net::{self, Accept, Io};
 
-/// Wraps a tokio TCP or Unix listener for [`axum::serve`].
+/// Wraps a tokio TCP or Unix listener for [`axum::serve()`].
 ///
 /// A guard in the body ends when the last frame is handed over, not when it is on the wire: with a slow reader
 /// megabytes may still wait. Each connection of this listener therefore carries its own guard, and the drain is

@@ -1,5 +1,7 @@
 //! The command line, and its mistakes in one sentence.
 
+#![allow(rustdoc::invalid_html_tags, reason = "these comments are the help text, printed as they are")]
+
 use std::ffi::OsString;
 
 use clap::Parser;

@@ -84,7 +84,8 @@ impl Builder {
     }
 
     /// Writes `last-shutdown.json` and a line of `history.jsonl` into this directory when the shutdown ends. It is
-    /// made with mode 0700 if it is not there by then.
+    /// made with mode 0700 if it is not there by then. Under [`build`](Self::build) the runtime that polls the driver
+    /// waits for the disk.
     #[cfg(feature = "files")]
     pub fn report_dir(mut self, dir: impl Into<std::path::PathBuf>) -> Self {
         self.report_dir = Some(dir.into());
@@ -139,7 +140,8 @@ impl Builder {
     ///
     /// # Panics
     ///
-    /// If a task's stage is a [`Stage::Custom`] that was not built in with [`stage`](Self::stage).
+    /// If a task's stage is a [`Stage::Custom`] that was not built in with [`stage`](Self::stage), or a stage of the
+    /// program's own has a name twice or stands after one that is not there.
     pub fn plan(&self) -> Result<Plan, PlanError> {
         let mut plan = self.empty_plan();
         for (stage, unit) in &self.units {
@@ -192,6 +194,7 @@ impl Builder {
             core,
             commands,
             executor,
+            log: crate::log::Log::Inline,
             #[cfg(feature = "files")]
             report_files: self.report_dir.map(crate::history::ReportFiles::new),
             on_begin: None,

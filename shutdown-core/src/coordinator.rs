@@ -489,12 +489,13 @@ impl ShutdownCoordinator {
                 active: core.requests.alive(),
                 started: core.requests.started(),
                 refused: core.requests.refused(),
+                refusing: core.requests.refuses(),
                 client_gone: core.requests.client_gone(),
             },
             connections: Connections { open: core.connections.alive(), accepted: core.connections.started() },
-            oldest_in_flight: core.named.list().first().map(|request| InFlight {
-                route: request.route.clone(),
+            oldest_in_flight: core.named.oldest().map(|request| InFlight {
                 age_ms: ms(now.saturating_duration_since(request.started)),
+                route: request.route,
             }),
             background_tasks: core.tasks.names(),
             current_stage: draft

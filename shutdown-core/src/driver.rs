@@ -12,16 +12,20 @@ use tokio::time::{Instant, sleep_until, timeout_at};
 use tokio_util::sync::CancellationToken;
 
 use crate::coordinator::{Command, Core, Draft};
+use crate::log::Log;
 use crate::phase::Phase;
-use crate::plan::{CUT_SETTLE, Plan, Stage, Step};
+use crate::plan::{CUT_SETTLE, Plan, REPORT_RESERVE, Stage, Step};
 use crate::reason::{Reason, SignalReceived, Urgency};
 use crate::report::{
-    CUT_LISTED, CutRequest, Outcome, PhaseReport, ShutdownReport, SignalReport, StageReport, TaskReport, ms,
+    CUT_LISTED, CutRequest, Outcome, PhaseReport, RequestsReport, ShutdownReport, SignalReport, StageReport,
+    TaskReport, ms,
 };
 use crate::stage::{Executor, Running, StageContext, TOKEN_GRACE, Unit, When};
 
 /// How long a listener has to empty its accept queue and close, once Draining has begun.
 const LISTENER_CLOSE: Duration = Duration::from_millis(500);
+/// Kept of the total for leaving, when the report's files take all the time there is.
+const LEAVE: Duration = Duration::from_millis(50);
 /// How long an aborted task has to be dropped, when there is time.
 const ABORT_SETTLE: Duration = Duration::from_millis(20);
 /// The same when later stages have no more than their reserves. Only a task that blocks its thread takes it whole.
@@ -33,6 +37,7 @@ pub struct Driver {
     pub(crate) core: &'static Core,
     pub(crate) commands: mpsc::UnboundedReceiver<Command>,
     pub(crate) executor: Executor,
+    pub(crate) log: Log,
     #[cfg(feature = "files")]
     pub(crate) report_files: Option<crate::history::ReportFiles>,
     /// Called with the end of everything when the shutdown begins: arms the watchdog.
@@ -52,12 +57,11 @@ impl Driver {
     ///
     /// Not cancel safe: dropped half-way, the rest of the shutdown does not happen.
     pub async fn run(mut self) -> Arc<ShutdownReport> {
-        let core = self.core;
         let run = self.first_reason().await;
         tokio::select! {
             biased;
             // Further signals and requests are heard beside the story.
-            () = hear(core, run.began, &mut self.commands) => unreachable!("the core keeps a sender"),
+            () = hear(&run, &mut self.commands) => unreachable!("the core keeps a sender"),
             report = stop(&run) => report,
         }
     }
@@ -76,9 +80,9 @@ impl Driver {
         }
         let run = Run::begin(self, began, reason.clone());
         if let Reason::Signal(signal) = &reason {
-            note_signal(self.core, began, signal.clone(), began);
+            run.note_signal(signal.clone(), began);
         }
-        run.announce(&reason);
+        run.announce(reason);
         run
     }
 }
@@ -106,11 +110,14 @@ async fn stop(run: &Run) -> Arc<ShutdownReport> {
     }
 
     let report = run.finish();
-    let written = run.write(&report);
     core.verdict.send_replace(Some(Arc::clone(&report)));
     core.answers.close();
-    let deadline = (Instant::now() + crate::plan::REPORT_RESERVE).min(run.began + core.config.total);
-    let _ = timeout_at(deadline, async { tokio::join!(written, core.answers.wait()) }).await;
+    let soon = Instant::now() + REPORT_RESERVE;
+    let _ = tokio::join!(
+        run.write(&report),
+        timeout_at(soon, core.answers.wait()),
+        timeout_at(soon, run.log.written())
+    );
     run.enter(Phase::Stopped);
     core.released.send_replace(true);
     report
@@ -131,54 +138,22 @@ async fn drain(run: &Run) {
 }
 
 /// Hears what comes after the first reason: a second signal hurries, and so does `/terminate`.
-async fn hear(core: &'static Core, began: Instant, commands: &mut mpsc::UnboundedReceiver<Command>) {
+async fn hear(run: &Run, commands: &mut mpsc::UnboundedReceiver<Command>) {
     while let Some(command) = commands.recv().await {
         match command {
-            Command::Begin { reason, .. } => {
+            Command::Begin { reason, .. } => run.log.line(move || {
                 tracing::info!(target: "shutdown", %reason, "already shutting down: a later reason changes nothing");
-            }
+            }),
             Command::Signal { signal, force, at } => {
                 let number = signal.number;
-                note_signal(core, began, signal, at);
+                run.note_signal(signal, at);
                 if force {
-                    if let Some(draft) = &mut *core.draft.lock() {
-                        draft.report.forced_by.get_or_insert(number);
-                    }
-                    hurry(core, Urgency::Fast);
+                    run.draft(|draft| _ = draft.report.forced_by.get_or_insert(number));
+                    run.hurry(Urgency::Fast);
                 }
             }
-            Command::Terminate { urgency, .. } => hurry(core, urgency),
+            Command::Terminate { urgency, .. } => run.hurry(urgency),
         }
-    }
-}
-
-fn hurry(core: &Core, urgency: Urgency) {
-    let raised = core.urgency.send_if_modified(|now| {
-        let higher = urgency > *now;
-        if higher {
-            *now = urgency;
-        }
-        higher
-    });
-    if raised {
-        if let Some(draft) = &mut *core.draft.lock() {
-            draft.report.urgency = urgency;
-        }
-        tracing::warn!(target: "shutdown", %urgency, "hurrying: waits are skipped, reserves kept");
-    }
-}
-
-fn note_signal(core: &Core, began: Instant, signal: SignalReceived, at: Instant) {
-    tracing::info!(
-        target: "shutdown",
-        signal = signal.signal,
-        pid = signal.pid,
-        uid = signal.uid,
-        "stop signal received"
-    );
-    if let Some(draft) = &mut *core.draft.lock() {
-        let at_ms = ms(at.saturating_duration_since(began));
-        draft.report.signals.push(SignalReport { signal, at_ms });
     }
 }
 
@@ -186,6 +161,7 @@ fn note_signal(core: &Core, began: Instant, signal: SignalReceived, at: Instant)
 struct Run {
     core: &'static Core,
     executor: Executor,
+    log: Log,
     #[cfg(feature = "files")]
     report_files: Option<crate::history::ReportFiles>,
     began: Instant,
@@ -217,6 +193,7 @@ impl Run {
         Self {
             core,
             executor: driver.executor.clone(),
+            log: driver.log.clone(),
             #[cfg(feature = "files")]
             report_files: driver.report_files.clone(),
             began,
@@ -227,12 +204,39 @@ impl Run {
         }
     }
 
-    fn announce(&self, reason: &Reason) {
+    fn note_signal(&self, signal: SignalReceived, at: Instant) {
+        let at_ms = ms(at.saturating_duration_since(self.began));
+        self.draft(|draft| draft.report.signals.push(SignalReport { signal: signal.clone(), at_ms }));
+        self.log.line(move || {
+            let SignalReceived { signal, pid, uid, .. } = signal;
+            tracing::info!(target: "shutdown", signal, pid, uid, "stop signal received");
+        });
+    }
+
+    fn hurry(&self, urgency: Urgency) {
+        let raised = self.core.urgency.send_if_modified(|now| {
+            let higher = urgency > *now;
+            if higher {
+                *now = urgency;
+            }
+            higher
+        });
+        if raised {
+            self.draft(|draft| draft.report.urgency = urgency);
+            self.log.line(move || {
+                tracing::warn!(target: "shutdown", %urgency, "hurrying: waits are skipped, reserves kept");
+            });
+        }
+    }
+
+    fn announce(&self, reason: Reason) {
         let (requests, connections) = self.draft(|draft| {
             (draft.report.requests.in_flight_at_start, draft.report.connections.open_at_start)
         });
         let total_ms = ms(self.core.config.total);
-        tracing::info!(target: "shutdown", %reason, total_ms, requests, connections, "initiating graceful shutdown");
+        self.log.line(move || {
+            tracing::info!(target: "shutdown", %reason, total_ms, requests, connections, "initiating graceful shutdown");
+        });
     }
 
     fn now(&self) -> Duration {
@@ -257,7 +261,8 @@ impl Run {
             draft.report.phases.push(PhaseReport { phase, start_ms: now, end_ms: now });
         });
         self.core.enter(phase);
-        tracing::info!(target: "shutdown", phase = phase.as_str(), at_ms = now, "phase");
+        self.log
+            .line(move || tracing::info!(target: "shutdown", phase = phase.as_str(), at_ms = now, "phase"));
     }
 
     /// Waits for `work` until the step's deadline, which comes nearer when the urgency rises. `work` is polled
@@ -290,11 +295,16 @@ impl Run {
         let core = self.core;
         core.listeners.close();
         if timeout_at(Instant::now() + LISTENER_CLOSE, core.listeners.wait()).await.is_err() {
-            tracing::warn!(target: "shutdown", listeners = core.listeners.len(), "a listener did not close in time");
+            let listeners = core.listeners.len();
+            self.log.line(move || {
+                tracing::warn!(target: "shutdown", listeners, "a listener did not close in time");
+            });
         }
-        let open = core.connections.close();
-        tracing::info!(target: "shutdown", connections = open, "stopped accepting new connections");
-        open > 0
+        let connections = core.connections.close();
+        self.log.line(move || {
+            tracing::info!(target: "shutdown", connections, "stopped accepting new connections");
+        });
+        connections > 0
     }
 
     /// Cuts what is still in flight at the deadline, names it, and lets it fall.
@@ -303,6 +313,13 @@ impl Run {
         core.listeners.close();
         core.connections.close();
         core.requests.close();
+        let latest = self.began + self.plan().latest(Step::Drain);
+        if core.requests.alive() == 0 && !core.requests_done.is_set() {
+            // The linger was cut short. Idle connections are closed, not cut: there is nothing of theirs to lose.
+            core.requests_done.set();
+            let _ =
+                timeout_at((Instant::now() + CUT_SETTLE / 2).min(latest), core.connections.drained()).await;
+        }
         let now = Instant::now();
         let cut_requests: Vec<_> = core
             .named
@@ -315,10 +332,15 @@ impl Run {
             })
             .collect();
         let (requests, connections) = (core.requests.alive(), core.connections.alive());
-        for request in &cut_requests {
-            tracing::warn!(target: "shutdown", route = &*request.route, age_ms = request.age_ms, "request cut");
-        }
-        tracing::warn!(target: "shutdown", requests, connections, "drain deadline: cutting what is left");
+        let named = cut_requests.clone();
+        self.log.line(move || {
+            for CutRequest { route, age_ms } in named {
+                tracing::warn!(target: "shutdown", route = &*route, age_ms, "request cut");
+            }
+            if requests + connections > 0 {
+                tracing::warn!(target: "shutdown", requests, connections, "drain deadline: cutting what is left");
+            }
+        });
         self.draft(|draft| {
             draft.report.requests.cut = requests;
             draft.report.requests.client_gone = core.requests.client_gone() - self.gone_before;
@@ -328,14 +350,13 @@ impl Run {
         core.requests_done.set();
         core.cut.set();
         let settled = async { tokio::join!(core.requests.drained(), core.connections.drained()) };
-        let latest = self.began + self.plan().latest(Step::Drain);
         let _ = timeout_at((now + CUT_SETTLE).min(latest), settled).await;
     }
 
     /// Writes down what became of the requests and connections.
     fn note_requests(&self) {
         let core = self.core;
-        self.draft(|draft| {
+        let requests = self.draft(|draft| {
             let requests = &mut draft.report.requests;
             if requests.cut == 0 {
                 requests.client_gone = core.requests.client_gone() - self.gone_before;
@@ -345,14 +366,12 @@ impl Run {
                 (requests.in_flight_at_start + admitted).saturating_sub(requests.cut + requests.client_gone);
             draft.report.connections.accepted =
                 core.connections.started().saturating_sub(self.accepted_before);
-            tracing::info!(
-                target: "shutdown",
-                drained = draft.report.requests.drained,
-                refused = core.requests.refused(),
-                cut = draft.report.requests.cut,
-                client_gone = draft.report.requests.client_gone,
-                "requests drained"
-            );
+            draft.report.requests.clone()
+        });
+        let refused = core.requests.refused();
+        self.log.line(move || {
+            let RequestsReport { drained, cut, client_gone, .. } = requests;
+            tracing::info!(target: "shutdown", drained, refused, cut, client_gone, "requests drained");
         });
     }
 
@@ -442,20 +461,18 @@ impl Run {
             });
         });
         if stage == Stage::Departure {
-            tracing::info!(target: "shutdown", stage = stage.name(), tasks = count, "{}", stage.doing());
+            self.log.line(move || {
+                tracing::info!(target: "shutdown", stage = stage.name(), tasks = count, "{}", stage.doing());
+            });
             return;
         }
         let step = self.step.fetch_add(1, std::sync::atomic::Ordering::Relaxed) + 1;
         let ahead = plan.closing().skip_while(|planned| planned.stage != stage).skip(1);
         let of = step + ahead.filter(|planned| !planned.tasks.is_empty()).count();
-        tracing::info!(
-            target: "shutdown",
-            stage = stage.name(),
-            tasks = count,
-            budget_ms = ms(given),
-            "Step {step}/{of}: {}",
-            stage.doing()
-        );
+        let (name, budget_ms) = (stage.name(), ms(given));
+        self.log.line(move || {
+            tracing::info!(target: "shutdown", stage = name, tasks = count, budget_ms, "Step {step}/{of}: {}", stage.doing());
+        });
     }
 
     fn end_stage(&self, stage: Stage, start: Duration) {
@@ -470,62 +487,60 @@ impl Run {
             report.clone()
         });
         let elapsed_ms = ms(end.saturating_sub(start));
-        if matches!(report.outcome, Outcome::Ok | Outcome::Skipped) {
-            tracing::info!(target: "shutdown", stage = stage.name(), outcome = report.outcome.as_str(), elapsed_ms, "stage ended");
-            return;
-        }
-        for task in report.tasks.iter().filter(|task| !matches!(task.outcome, Outcome::Ok | Outcome::Skipped))
-        {
-            tracing::warn!(
-                target: "shutdown",
-                stage = stage.name(),
-                task = &*task.name,
-                outcome = task.outcome.as_str(),
-                error = task.detail.as_deref(),
-                elapsed_ms = task.elapsed_ms,
-                "stage task did not end well"
-            );
-        }
-        tracing::warn!(target: "shutdown", stage = stage.name(), outcome = report.outcome.as_str(), elapsed_ms, "stage ended");
+        self.log.line(move || log_stage(&report, elapsed_ms));
     }
 
     fn finish(&self) -> Arc<ShutdownReport> {
         let report = Arc::new(self.core.draft_at(Instant::now()).expect("written by `begin`"));
         self.draft(|draft| draft.report = (*report).clone());
-        let seconds = report.duration_ms / 1000.0;
-        tracing::info!(
-            target: "shutdown",
-            exit_code = report.exit_code,
-            duration_ms = report.duration_ms,
-            "Graceful shutdown completed in {seconds:.2}s"
-        );
+        let (exit_code, duration_ms) = (report.exit_code, report.duration_ms);
+        self.log.line(move || {
+            let seconds = duration_ms / 1000.0;
+            tracing::info!(target: "shutdown", exit_code, duration_ms, "Graceful shutdown completed in {seconds:.2}s");
+        });
         report
     }
 
+    /// Writes the report's files, if there are any. A slow disk may take what is left of the total.
     #[cfg(feature = "files")]
-    fn write(&self, report: &Arc<ShutdownReport>) -> impl Future<Output = ()> + use<> {
-        let written = self.report_files.clone().map(|files| {
-            let report = Arc::clone(report);
-            self.executor.start(
-                "report".into(),
-                crate::stage::boxed(move |_| async move { Ok(files.write(&report)?) }),
-                StageContext { deadline: Instant::now(), token: CancellationToken::new() },
-            )
-        });
-        async move {
-            if let Some(mut written) = written {
-                let finish = written.ended().await;
-                if finish.outcome != Outcome::Ok {
-                    tracing::error!(target: "shutdown", error = finish.detail.as_deref(), "the report could not be written");
-                }
-            }
-        }
+    async fn write(&self, report: &Arc<ShutdownReport>) {
+        let Some(files) = self.report_files.clone() else { return };
+        let report = Arc::clone(report);
+        let deadline = self.began + self.core.config.total - LEAVE;
+        let context = StageContext { deadline, token: CancellationToken::new() };
+        let task = crate::stage::boxed(move |_| async move { Ok(files.write(&report)?) });
+        let mut written = self.executor.start("report".into(), task, context);
+        let error = match timeout_at(deadline, written.ended()).await {
+            Ok(finish) if finish.outcome == Outcome::Ok => return,
+            Ok(finish) => finish.detail.clone(),
+            Err(_) => Some("the disk took too long".to_owned()),
+        };
+        self.log.line(move || tracing::error!(target: "shutdown", error, "the report could not be written"));
     }
 
     #[cfg(not(feature = "files"))]
-    fn write(&self, _report: &Arc<ShutdownReport>) -> impl Future<Output = ()> + use<> {
-        std::future::ready(())
+    async fn write(&self, _report: &Arc<ShutdownReport>) {}
+}
+
+fn log_stage(report: &StageReport, elapsed_ms: f64) {
+    let well = |outcome| matches!(outcome, Outcome::Ok | Outcome::Skipped);
+    let (stage, outcome) = (&*report.stage, report.outcome.as_str());
+    if well(report.outcome) {
+        tracing::info!(target: "shutdown", stage, outcome, elapsed_ms, "stage ended");
+        return;
     }
+    for task in report.tasks.iter().filter(|task| !well(task.outcome)) {
+        tracing::warn!(
+            target: "shutdown",
+            stage,
+            task = &*task.name,
+            outcome = task.outcome.as_str(),
+            error = task.detail.as_deref(),
+            elapsed_ms = task.elapsed_ms,
+            "stage task did not end well"
+        );
+    }
+    tracing::warn!(target: "shutdown", stage, outcome, elapsed_ms, "stage ended");
 }
 
 fn last_stage(draft: &mut Draft, stage: Stage) -> &mut StageReport {

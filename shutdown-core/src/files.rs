@@ -13,7 +13,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 ///
 /// # Errors
 ///
-/// What the system said; `path` is then as it was and the temporary file is gone.
+/// What the system said; `path` is then as it was and the temporary file is gone. Only when the directory cannot be
+/// flushed is the new file in place already, and a power cut may still bring the old one back.
 pub fn replace(path: &Path, bytes: &[u8]) -> io::Result<()> {
     let temporary = Temporary::create(path)?;
     (&temporary.file).write_all(bytes)?;

@@ -48,12 +48,12 @@ impl ReportFiles {
         let last = replace(&self.last(), &pretty);
         let mut line = serde_json::to_vec(report)?;
         line.push(b'\n');
-        let history = append(&self.history(), &line);
+        let history = append(&self.history(), &line, report);
         last.and(history)
     }
 }
 
-fn append(path: &Path, line: &[u8]) -> io::Result<()> {
+fn append(path: &Path, line: &[u8], report: &ShutdownReport) -> io::Result<()> {
     let old = match std::fs::read(path) {
         Ok(old) => old,
         Err(error) if error.kind() == io::ErrorKind::NotFound => Vec::new(),
@@ -62,8 +62,14 @@ fn append(path: &Path, line: &[u8]) -> io::Result<()> {
     let lines: Vec<&[u8]> = old.split_inclusive(|byte| *byte == b'\n').collect();
     // A line without an end was cut off by a crash; it would swallow ours.
     let torn = old.last().is_some_and(|byte| *byte != b'\n');
-    if torn || lines.len() >= 2 * HISTORY_LINES {
-        let whole = if torn { &lines[..lines.len() - 1] } else { &lines[..] };
+    // The watchdog corrects the line of a process that hung after its report.
+    let same = |line: &&[u8]| {
+        serde_json::from_slice::<ShutdownReport>(line)
+            .is_ok_and(|last| (last.pid, last.started_unix_ms) == (report.pid, report.started_unix_ms))
+    };
+    let replaced = torn || lines.last().is_some_and(same);
+    if replaced || lines.len() >= 2 * HISTORY_LINES {
+        let whole = if replaced { &lines[..lines.len() - 1] } else { &lines[..] };
         let kept = &whole[whole.len().saturating_sub(HISTORY_LINES - 1)..];
         let mut bytes = kept.concat();
         bytes.extend_from_slice(line);
@@ -127,6 +133,24 @@ mod tests {
         files.write(&report(8)).unwrap();
         let kept = history(&files);
         assert_eq!((kept.len(), kept.last()), (HISTORY_LINES, Some(&8)));
+    }
+
+    #[test]
+    fn a_shutdown_that_is_written_twice_is_one_line_with_the_later_words() {
+        let dir = tempfile::tempdir().unwrap();
+        let files = ReportFiles::new(dir.path());
+        files.write(&report(1)).unwrap();
+        files.write(&report(2)).unwrap();
+        files.write(&ShutdownReport { watchdog: true, ..report(2) }).unwrap();
+        assert_eq!(history(&files), [1, 2]);
+        assert!(
+            std::fs::read_to_string(files.history())
+                .unwrap()
+                .lines()
+                .last()
+                .unwrap()
+                .contains("\"watchdog\":true")
+        );
     }
 
     #[test]

@@ -71,6 +71,8 @@ struct Shared {
     pending: AtomicU64,
     closed: AtomicBool,
     drained: Latch,
+    /// Guards admitted in all; valid once the bias is off.
+    admitted: AtomicU64,
     /// Guards whose client left before its answer was complete.
     client_gone: AtomicU64,
     #[cfg(shutdown_loom)]
@@ -134,6 +136,7 @@ impl Tracker {
                 pending: AtomicU64::new(BIAS),
                 closed: AtomicBool::new(false),
                 drained: Latch::with_shards(1),
+                admitted: AtomicU64::new(0),
                 client_gone: AtomicU64::new(0),
                 #[cfg(shutdown_loom)]
                 mutant: Mutant::None,
@@ -149,6 +152,7 @@ impl Tracker {
                 pending: AtomicU64::new(BIAS),
                 closed: AtomicBool::new(false),
                 drained: Latch::with_shards(1),
+                admitted: AtomicU64::new(0),
                 client_gone: AtomicU64::new(0),
                 mutant,
             },
@@ -207,7 +211,14 @@ impl Tracker {
         #[cfg(shutdown_loom)]
         let order = self.shared.order_unless(Mutant::CloseRelaxed, Ordering::Acquire);
         // Acquire: pairs with the Release in `leave`, for the guards dropped before.
-        let alive: u64 = self.shards.iter().map(|shard| alive_in(shard.word.fetch_or(CLOSED, order))).sum();
+        let (mut alive, mut admitted) = (0, 0);
+        for shard in self.shards {
+            let word = shard.word.fetch_or(CLOSED, order);
+            alive += alive_in(word);
+            admitted += word / STARTED;
+        }
+        // Relaxed: published by the hand-over below.
+        self.shared.admitted.store(admitted, Ordering::Relaxed);
         #[cfg(not(shutdown_loom))]
         let order = self.shared.order(Ordering::AcqRel);
         #[cfg(shutdown_loom)]
@@ -221,12 +232,7 @@ impl Tracker {
         alive
     }
 
-    /// Whether new guards are refused.
-    pub(crate) fn is_closed(&self) -> bool {
-        self.shared.closed.load(Ordering::Relaxed)
-    }
-
-    /// Whether every start from now on is refused; unlike [`is_closed`](Self::is_closed) not before each shard is.
+    /// Whether every start from now on is refused.
     #[inline]
     pub(crate) fn refuses(&self) -> bool {
         // Acquire: pairs with the bias being taken off, which comes after every shard's `fetch_or`.
@@ -260,18 +266,19 @@ impl Tracker {
 
     /// Guards ever started, each shard modulo 2³².
     pub(crate) fn started(&self) -> u64 {
-        self.sum(|word| word / STARTED).saturating_sub(self.refused())
+        if self.refuses() {
+            self.shared.admitted.load(Ordering::Relaxed)
+        } else {
+            self.sum(|word| word / STARTED)
+        }
     }
 
-    /// Starts refused since the close. Refused starts stay in their shard's count (see the module's proof), so
-    /// they are what a closed shard counts beyond the guards alive.
+    /// Starts refused since the close: what the shards have counted as started beyond those admitted.
     pub(crate) fn refused(&self) -> u64 {
-        if !self.is_closed() {
+        if !self.refuses() {
             return 0;
         }
-        let counted = self.sum(alive_in);
-        let pending = self.shared.pending.load(Ordering::Relaxed);
-        if pending < BIAS / 2 { counted.saturating_sub(pending) } else { 0 }
+        self.sum(|word| word / STARTED) - self.shared.admitted.load(Ordering::Relaxed)
     }
 
     /// Guards marked with [`Guard::client_gone`].
@@ -380,6 +387,14 @@ impl Registry {
         let shard = thread_index() % self.shards.len();
         let key = self.shards[shard].lock().insert(NamedRequest { route, started: now });
         NamedRequestGuard { registry: self, shard, key, guard: RequestGuard(guard) }
+    }
+
+    /// The named request in flight that started first.
+    pub(crate) fn oldest(&self) -> Option<NamedRequest> {
+        let of_shard = |shard: &RegistryMutex<Slab<NamedRequest>>| {
+            shard.lock().iter().min_by_key(|(_, request)| request.started).map(|(_, request)| request.clone())
+        };
+        self.shards.iter().filter_map(of_shard).min_by_key(|request| request.started)
     }
 
     /// Every named request in flight, oldest first.

@@ -1,9 +1,10 @@
 //! The coordinator of a process: handlers, a driver on its own thread, and a watchdog.
 //!
-//! Three threads, all parked while the service runs:
+//! Four threads, all parked while the service runs:
 //!
 //! ```text
 //! shutdown-signals   reads stop signals, counts them, tells the driver; never logs, never blocks
+//! shutdown-log       writes the driver's log lines, whatever blocks there
 //! shutdown-driver    the coordinator's own runtime: the driver, then whatever was spawned on it, to the end
 //! shutdown-watchdog  woken when the shutdown begins; at the total it leaves, whatever hangs
 //! ```
@@ -22,6 +23,7 @@ use crate::builder::Builder;
 use crate::coordinator::{Core, ShutdownCoordinator};
 use crate::error::{AlreadyInstalled, InstallError};
 use crate::latch::Latch;
+use crate::log::Log;
 use crate::signals::Signals;
 use crate::stage::Executor;
 
@@ -40,6 +42,10 @@ impl Builder {
     /// # Errors
     ///
     /// There is one already, the plan cannot hold, or the system refuses a handler or a thread.
+    ///
+    /// # Panics
+    ///
+    /// As [`plan`](Self::plan).
     pub fn install(self) -> Result<ShutdownCoordinator, InstallError> {
         // Before anything can be refused halfway. Only a coordinator that works counts as installed.
         self.plan()?;
@@ -80,6 +86,7 @@ impl Builder {
 
         let (shutdown, mut driver) = self.build_with(executor)?;
         let core = shutdown.core;
+        driver.log = Log::thread().map_err(|source| InstallError::Thread { name: "shutdown-log", source })?;
         let _ = core.own_runtime.set(own.handle().clone());
 
         let (arm, armed) = mpsc::channel();
@@ -104,8 +111,10 @@ impl Builder {
                 std::future::pending::<()>().await;
             });
         })?;
-        listening.disarm();
+        // Disarmed last: should a thread be refused, a stop signal still leaves.
+        let armed_handlers = listening.handlers();
         spawn("shutdown-signals", move || hearing.block_on(listening.run(core)))?;
+        armed_handlers.disarm();
 
         if let Some(grace) = core.config.grace_period
             && grace < core.config.total

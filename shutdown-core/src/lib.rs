@@ -60,6 +60,7 @@ mod inflight;
 #[cfg(all(unix, feature = "signals"))]
 mod install;
 mod latch;
+mod log;
 #[cfg(all(test, shutdown_loom))]
 mod loom_tests;
 #[cfg(feature = "net")]
@@ -90,7 +91,7 @@ pub use plan::{
     CUT_SETTLE, PERSIST_BUDGET, PERSIST_RESERVE, Plan, PlanError, PlannedStage, REPORT_RESERVE,
     STAGE_RESERVE, Stage, Step,
 };
-pub use reason::{Reason, SignalReceived, Urgency};
+pub use reason::{Reason, Requested, SignalReceived, Urgency};
 pub use report::{
     CUT_LISTED, ConnectionsReport, CutRequest, EXIT_CLEAN, EXIT_CUT, EXIT_STAGE, Outcome, PhaseReport,
     RequestsReport, SCHEMA, ShutdownReport, SignalReport, StageReport, TaskReport,

@@ -24,6 +24,8 @@ use crate::latch::Wait;
 const BACKLOG: i32 = 1024;
 /// How long accepting pauses when the process or the system has no file descriptor left.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+/// The same while the accept queue is emptied.
+const DRAINING_PAUSE: Duration = Duration::from_millis(10);
 
 /// Binds a TCP listener that can be bound again at once after a restart. An IPv6 address takes IPv6 only.
 ///
@@ -168,11 +170,17 @@ impl<L: Accept> Listener<L> {
                 Err(error) if is_of_the_connection(&error) => {}
                 Err(error) => {
                     tracing::error!(target: "shutdown", %error, "accept failed");
-                    if self.draining.latch().is_set() {
-                        self.open = None;
-                        return None;
+                    // While the queue is emptied, connections that end give their descriptors back.
+                    let draining = self.draining.latch().is_set();
+                    let pause = if draining { DRAINING_PAUSE } else { ACCEPT_PAUSE };
+                    tokio::select! {
+                        () = tokio::time::sleep(pause) => {}
+                        () = self.shutdown.draining(), if !draining => {}
+                        () = self.shutdown.cut() => {
+                            self.open = None;
+                            return None;
+                        }
                     }
-                    let _ = tokio::time::timeout(ACCEPT_PAUSE, self.shutdown.draining()).await;
                 }
             }
         }
@@ -215,7 +223,9 @@ pin_project! {
         #[pin]
         stream: S,
         shutdown: ShutdownCoordinator,
-        cut: Wait<'static>,
+        // One for each half: reader and writer may be two tasks, and a wait wakes the last one that polled it.
+        read_cut: Wait<'static>,
+        write_cut: Wait<'static>,
         guard: ConnectionGuard,
     }
 }
@@ -223,7 +233,7 @@ pin_project! {
 impl<S> Io<S> {
     /// Wraps a stream that is counted by `guard`.
     pub fn new(stream: S, shutdown: ShutdownCoordinator, guard: ConnectionGuard) -> Self {
-        Self { stream, shutdown, cut: shutdown.cut(), guard }
+        Self { stream, shutdown, read_cut: shutdown.cut(), write_cut: shutdown.cut(), guard }
     }
 
     /// The wrapped stream.
@@ -244,8 +254,8 @@ impl<S> Io<S> {
 
 /// Registers for the cut and fails once it has come.
 macro_rules! unless_cut {
-    ($this:expr, $cx:expr) => {
-        if Pin::new($this.cut).poll($cx).is_ready() {
+    ($cut:expr, $cx:expr) => {
+        if Pin::new($cut).poll($cx).is_ready() {
             return Poll::Ready(Err(io::Error::new(
                 io::ErrorKind::ConnectionAborted,
                 "cut at the drain's deadline",
@@ -257,7 +267,7 @@ macro_rules! unless_cut {
 impl<S: AsyncRead> AsyncRead for Io<S> {
     fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         let this = self.project();
-        unless_cut!(this, cx);
+        unless_cut!(this.read_cut, cx);
         this.stream.poll_read(cx, buf)
     }
 }
@@ -265,19 +275,19 @@ impl<S: AsyncRead> AsyncRead for Io<S> {
 impl<S: AsyncWrite> AsyncWrite for Io<S> {
     fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
         let this = self.project();
-        unless_cut!(this, cx);
+        unless_cut!(this.write_cut, cx);
         this.stream.poll_write(cx, buf)
     }
 
     fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         let this = self.project();
-        unless_cut!(this, cx);
+        unless_cut!(this.write_cut, cx);
         this.stream.poll_flush(cx)
     }
 
     fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         let this = self.project();
-        unless_cut!(this, cx);
+        unless_cut!(this.write_cut, cx);
         this.stream.poll_shutdown(cx)
     }
 
@@ -287,7 +297,7 @@ impl<S: AsyncWrite> AsyncWrite for Io<S> {
         bufs: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
         let this = self.project();
-        unless_cut!(this, cx);
+        unless_cut!(this.write_cut, cx);
         this.stream.poll_write_vectored(cx, bufs)
     }
 

@@ -195,11 +195,19 @@ impl Plan {
     }
 
     /// Puts a stage of the program's own after `after`.
+    ///
+    /// # Panics
+    ///
+    /// If there is no stage `after`, or one of that name.
     pub(crate) fn insert(&mut self, after: Stage, name: &'static str, budget: Duration) {
         let stage = Stage::Custom(name);
-        let place = self.place(after).map_or(self.stages.len(), |place| place + 1);
+        let place = self.place(after);
+        let place =
+            place.unwrap_or_else(|| panic!("there is no stage {after} to put the stage {name} after"));
+        let taken = self.stages.iter().any(|planned| planned.stage.name() == name);
+        assert!(!taken, "there is a stage {name} already");
         self.stages
-            .insert(place, PlannedStage { stage, budget, reserve: stage.reserve(), tasks: Vec::new() });
+            .insert(place + 1, PlannedStage { stage, budget, reserve: stage.reserve(), tasks: Vec::new() });
     }
 
     /// Adds a task's name to its stage; `false` if there is no such stage.

@@ -12,10 +12,7 @@ pub enum Reason {
     /// A stop signal arrived.
     Signal(SignalReceived),
     /// The program asked for it through its handle.
-    Requested {
-        /// Who asked or why, in the asker's words.
-        by: String,
-    },
+    Requested(Requested),
     /// `POST /terminate` asked for it.
     Terminate {
         /// How urgently.
@@ -31,9 +28,28 @@ pub enum Reason {
 }
 
 impl Reason {
-    /// A reason given by the program itself.
+    /// A reason given by the program itself: short for [`Reason::Requested`].
     pub fn requested(by: impl Into<String>) -> Self {
-        Self::Requested { by: by.into() }
+        Self::Requested(Requested { by: by.into() })
+    }
+}
+
+/// A program's own words on why it stops.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Requested {
+    /// Who asked, or why.
+    pub by: String,
+}
+
+impl From<String> for Requested {
+    fn from(by: String) -> Self {
+        Self { by }
+    }
+}
+
+impl From<&str> for Requested {
+    fn from(by: &str) -> Self {
+        Self { by: by.to_owned() }
     }
 }
 
@@ -41,7 +57,7 @@ impl fmt::Display for Reason {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Signal(signal) => signal.fmt(f),
-            Self::Requested { by } => write!(f, "requested: {by}"),
+            Self::Requested(Requested { by }) => write!(f, "requested: {by}"),
             Self::Terminate { urgency } => write!(f, "/terminate ({urgency})"),
             Self::CriticalTask { task, error } => write!(f, "critical task {task:?}: {error}"),
         }

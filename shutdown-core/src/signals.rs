@@ -49,6 +49,8 @@ struct Claimed {
     number: i32,
     /// While true the handler itself leaves with 128+n.
     leave: Arc<AtomicBool>,
+    /// When it last counted.
+    last: Option<Instant>,
 }
 
 impl Signals {
@@ -92,7 +94,7 @@ impl Signals {
             let leave = Arc::new(AtomicBool::new(true));
             signal_hook::flag::register_conditional_shutdown(number, 128 + number, Arc::clone(&leave))
                 .map_err(|source| SignalsError::Register { number, source })?;
-            claimed.push(Claimed { number, leave });
+            claimed.push(Claimed { number, leave, last: None });
         }
         Ok(Self { claimed })
     }
@@ -107,7 +109,7 @@ impl Signals {
         let stream = SignalsInfo::<WithOrigin>::new(self.numbers()).map_err(|source| {
             SignalsError::Register { number: self.numbers().next().unwrap_or_default(), source }
         })?;
-        Ok(Listening { stream, claimed: self.claimed, counted: 0, last: None })
+        Ok(Listening { stream, claimed: self.claimed, counted: 0 })
     }
 }
 
@@ -123,66 +125,81 @@ pub(crate) struct Listening {
     stream: SignalsInfo<WithOrigin>,
     claimed: Vec<Claimed>,
     counted: u32,
-    last: Option<(i32, Instant)>,
+}
+
+/// The handlers' own exit.
+pub(crate) struct Handlers(Vec<Arc<AtomicBool>>);
+
+impl Handlers {
+    /// From now on signals no longer end the process by themselves.
+    pub(crate) fn disarm(&self) {
+        for leave in &self.0 {
+            // SeqCst: read inside a signal handler; the strongest order costs nothing here.
+            leave.store(false, Ordering::SeqCst);
+        }
+    }
 }
 
 impl Listening {
-    /// From now on signals go to the driver and no longer end the process by themselves.
-    pub(crate) fn disarm(&self) {
-        for claimed in &self.claimed {
-            // SeqCst: read inside a signal handler; the strongest order costs nothing here.
-            claimed.leave.store(false, Ordering::SeqCst);
-        }
+    /// The handlers' own exit, to be disarmed once this is heard.
+    pub(crate) fn handlers(&self) -> Handlers {
+        Handlers(self.claimed.iter().map(|claimed| Arc::clone(&claimed.leave)).collect())
     }
 
     /// Hands signals to the driver for ever.
     pub(crate) async fn run(mut self, core: &'static Core) {
-        let mut arm: Option<(i32, Instant)> = None;
         loop {
-            let arm_at = arm.map(|(_, at)| at);
+            let arm_at = if self.counted >= 2 { self.next_to_arm() } else { None };
             tokio::select! {
                 biased;
                 origin = next(&mut self.stream) => {
                     let Some(origin) = origin else { return std::future::pending().await };
                     let now = Instant::now();
-                    if self.is_repeated(origin.signal, now) {
+                    if !self.counts(origin.signal, now) {
                         continue;
                     }
                     self.counted += 1;
-                    // Shown before the driver hears it, so who sees the count may send the next one.
-                    core.signals.store(self.counted, Ordering::Relaxed);
                     let force = self.counted >= 2;
-                    core.command(Command::Signal { signal: received(&origin), force, at: now });
-                    if force && arm.is_none() {
-                        // The third leaves from inside its handler. The same signal again only after the time
-                        // in which it may be an echo of the second.
-                        self.arm(|number| number != origin.signal);
-                        arm = Some((origin.signal, now + SAME_SIGNAL));
+                    if self.counted > 2 {
+                        // It came in the moment between being no echo any more and being armed.
+                        signal_hook::low_level::exit(128 + origin.signal);
                     }
+                    if force {
+                        self.arm(now);
+                    }
+                    // Shown when the next one would have its effect: who sees the count may send it.
+                    core.signals.store(self.counted, Ordering::Relaxed);
+                    core.command(Command::Signal { signal: received(&origin), force, at: now });
                 }
-                () = sleep_until(arm_at.unwrap_or_else(Instant::now)), if arm_at.is_some() => {
-                    self.arm(|_| true);
-                    // Everything is armed; there is nothing left to count.
-                    return std::future::pending().await;
-                }
+                // The third leaves from inside its handler; each signal from when it can be no echo of itself.
+                () = sleep_until(arm_at.unwrap_or_else(Instant::now)), if arm_at.is_some() => self.arm(Instant::now()),
             }
         }
     }
 
-    fn is_repeated(&mut self, number: i32, now: Instant) -> bool {
-        if let Some((last, at)) = self.last
-            && last == number
-            && now.saturating_duration_since(at) < SAME_SIGNAL
-        {
-            return true;
+    /// Whether the signal counts: the same one within [`SAME_SIGNAL`] does not.
+    fn counts(&mut self, number: i32, now: Instant) -> bool {
+        let Some(claimed) = self.claimed.iter_mut().find(|claimed| claimed.number == number) else {
+            return false;
+        };
+        if claimed.last.is_some_and(|last| now.saturating_duration_since(last) < SAME_SIGNAL) {
+            return false;
         }
-        self.last = Some((number, now));
-        false
+        claimed.last = Some(now);
+        true
     }
 
-    fn arm(&self, which: impl Fn(i32) -> bool) {
-        for claimed in self.claimed.iter().filter(|claimed| which(claimed.number)) {
-            claimed.leave.store(true, Ordering::SeqCst);
+    /// When the next handler that does not leave by itself may.
+    fn next_to_arm(&self) -> Option<Instant> {
+        let waiting = self.claimed.iter().filter(|claimed| !claimed.leave.load(Ordering::SeqCst));
+        waiting.map(|claimed| claimed.last.map_or_else(Instant::now, |last| last + SAME_SIGNAL)).min()
+    }
+
+    fn arm(&self, now: Instant) {
+        for claimed in &self.claimed {
+            if claimed.last.is_none_or(|last| last + SAME_SIGNAL <= now) {
+                claimed.leave.store(true, Ordering::SeqCst);
+            }
         }
     }
 }

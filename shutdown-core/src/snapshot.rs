@@ -60,6 +60,8 @@ pub struct Requests {
     pub started: u64,
     /// Refused since new requests are refused.
     pub refused: u64,
+    /// Whether new requests are refused.
+    pub refusing: bool,
     /// Whose client left before the answer was complete.
     pub client_gone: u64,
 }

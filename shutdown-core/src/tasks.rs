@@ -245,7 +245,8 @@ impl Tasks {
             None => (Outcome::RuntimeGone, None),
         };
         let early = !state.closed;
-        if !early || (state.stopping && outcome != Outcome::Ok) {
+        // A critical one is kept whenever it failed: its reason may not have been the first.
+        if !early || (outcome != Outcome::Ok && (state.stopping || policy == Policy::Critical)) {
             let ended =
                 Ended { name: alive.name.clone(), outcome, detail: detail.clone(), at: Instant::now() };
             state.ended.push(ended);
@@ -256,10 +257,11 @@ impl Tasks {
             Outcome::Ok => tracing::debug!(target: "shutdown", task = name, "background task ended"),
             _ => {
                 let error = detail.unwrap_or_else(|| outcome.as_str().to_owned());
-                tracing::error!(target: "shutdown", task = name, outcome = outcome.as_str(), error, "background task ended");
+                // The reason first: the log may block.
                 if early && policy == Policy::Critical && outcome != Outcome::RuntimeGone {
-                    (self.on_critical)(name, error);
+                    (self.on_critical)(name, error.clone());
                 }
+                tracing::error!(target: "shutdown", task = name, outcome = outcome.as_str(), error, "background task ended");
             }
         }
     }

@@ -785,7 +785,7 @@ async fn what_is_cut_at_the_end_of_all_time_still_has_a_moment_to_fall_before_th
         let log = log.clone();
         async move {
             shutdown.cut().await;
-            sleep(ms(50)).await;
+            sleep(ms(20)).await;
             log.note("fell");
             drop(connection);
         }
@@ -1061,4 +1061,41 @@ async fn an_endless_loop_is_a_background_task_and_is_dropped_when_it_may_be_canc
     shutdown.initiate_shutdown(Reason::requested("a test"));
     let report = run.await.unwrap();
     assert_eq!((&*report.stages[0].tasks[0].name, report.exit_code()), ("heartbeat", 0));
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_idle_connection_is_closed_and_not_cut_when_the_shutdown_hurries() {
+    let shutdown = start(ShutdownCoordinator::builder());
+    let idle = shutdown.connection_start().unwrap();
+    tokio::spawn(async move {
+        shutdown.requests_done().await;
+        drop(idle);
+    });
+    shutdown.terminate(Urgency::Fast);
+    let report = shutdown.finished().await;
+    assert_eq!((report.connections.cut, report.exit_code()), (0, 0));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_critical_task_that_fails_beside_another_reason_is_named_all_the_same() {
+    let shutdown = start(ShutdownCoordinator::builder());
+    shutdown.initiate_shutdown(reason());
+    // Fails before the driver has taken up the reason.
+    shutdown.spawn_critical("ledger", |_| async { Err::<(), _>("gone") }).unwrap();
+    let report = shutdown.finished().await;
+    assert_eq!(report.reason, reason());
+    let ledger = &report.stages[0].tasks[0];
+    assert_eq!((&*ledger.name, ledger.outcome, report.exit_code()), ("ledger", Outcome::Failed, 10));
+}
+
+#[test]
+#[should_panic(expected = "there is no stage indx")]
+fn a_stage_of_the_programs_own_is_not_put_after_one_that_is_not_there() {
+    let _ = ShutdownCoordinator::builder().stage(Stage::Custom("indx"), "search", ms(100)).build();
+}
+
+#[test]
+#[should_panic(expected = "there is a stage cache already")]
+fn two_stages_never_share_a_name() {
+    let _ = ShutdownCoordinator::builder().stage(Stage::Cache, "cache", ms(100)).build();
 }

@@ -83,6 +83,8 @@ impl Admin {
     }
 
     /// Adds a field to `/status`.
+    ///
+    /// `value` runs on the coordinator's own thread, beside the driver: it must not block.
     #[must_use]
     pub fn extra(mut self, name: &'static str, value: impl Fn() -> Value + Send + Sync + 'static) -> Self {
         self.extra.insert(name, Box::new(value));

@@ -3,6 +3,7 @@
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
 
+use bytes::Buf;
 use http_body::{Body, Frame, SizeHint};
 use pin_project_lite::pin_project;
 
@@ -52,6 +53,8 @@ pin_project! {
     {
         #[pin]
         body: B,
+        // What is still to come, where that is known: a server that has sent it all asks no more.
+        left: Option<u64>,
         ended: bool,
         guard: G,
     }
@@ -71,9 +74,10 @@ pin_project! {
 }
 
 impl<B: Body, G: InFlight> ShutdownBody<B, G> {
-    /// `bodiless`: nobody will read the body, so dropping it unread is its end (HEAD, 204, 304, upgrades).
-    pub(crate) fn admitted(body: B, guard: G, bodiless: bool) -> Self {
-        Self { kind: Kind::Admitted { counted: Counted { body, ended: bodiless, guard } } }
+    /// `length`: how many bytes the server will ask for, where that is known.
+    pub(crate) fn admitted(body: B, guard: G, length: Option<u64>) -> Self {
+        let left = length.or_else(|| body.size_hint().exact());
+        Self { kind: Kind::Admitted { counted: Counted { body, left, ended: left == Some(0), guard } } }
     }
 
     pub(crate) fn refused(body: Option<B>) -> Self {
@@ -93,8 +97,14 @@ impl<B: Body, G: InFlight> Body for ShutdownBody<B, G> {
             KindProj::Admitted { counted } => {
                 let counted = counted.project();
                 let frame = ready!(counted.body.poll_frame(cx));
-                if !matches!(frame, Some(Ok(_))) {
-                    *counted.ended = true;
+                match &frame {
+                    Some(Ok(frame)) if frame.is_data() => {
+                        let sent = frame.data_ref().map_or(0, |data| data.remaining() as u64);
+                        *counted.left = counted.left.map(|left| left.saturating_sub(sent));
+                        *counted.ended = *counted.left == Some(0);
+                    }
+                    // Trailers are the last frame.
+                    _ => *counted.ended = true,
                 }
                 Poll::Ready(frame)
             }

@@ -9,6 +9,7 @@ use std::future::Future;
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
 
+use http::header::CONTENT_LENGTH;
 use http::{Method, Request, Response, StatusCode, Version};
 use http_body::Body;
 use pin_project_lite::pin_project;
@@ -21,7 +22,9 @@ use crate::track::{Anonymous, InFlight, Named, Track};
 
 /// Puts an HTTP service under a coordinator.
 ///
-/// * A request is counted from the call to the last frame of its answer's body, or to its drop.
+/// * A request is counted from the call until its answer's body is dropped.
+/// * One that is dropped before its end is reported as a client that left, whoever dropped it: a timeout layer around
+///   this one does so, too.
 /// * Once new requests are refused, `call` answers 503 without touching the service.
 /// * From the lame duck on, HTTP/1 answers carry `Connection: close`.
 ///
@@ -196,11 +199,16 @@ where
                     // The guard ends here: there is no body to carry it.
                     Err(error) => return Poll::Ready(Err(error)),
                 };
-                if shutdown.is_shutting_down() {
+                // An upgrade keeps its `Connection` header, and its connection.
+                if shutdown.is_shutting_down() && !response.status().is_informational() {
                     close(&mut response, *version);
                 }
-                let bodiless = *counted.head || is_bodiless(response.status());
-                Poll::Ready(Ok(response.map(|body| ShutdownBody::admitted(body, guard, bodiless))))
+                let length = if *counted.head || is_bodiless(response.status()) {
+                    Some(0)
+                } else {
+                    content_length(&response)
+                };
+                Poll::Ready(Ok(response.map(|body| ShutdownBody::admitted(body, guard, length))))
             }
             KindProj::Refused { response } => {
                 let response = response.take().expect("a future is not polled after it has resolved");
@@ -208,6 +216,11 @@ where
             }
         }
     }
+}
+
+/// The length that the answer's head promises, and that a server holds it to.
+fn content_length<B>(response: &Response<B>) -> Option<u64> {
+    response.headers().get(CONTENT_LENGTH)?.to_str().ok()?.parse().ok()
 }
 
 /// Answers without a body, whatever their headers say (RFC 9110 §6.4.1), and upgrades.

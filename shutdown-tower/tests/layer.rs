@@ -268,8 +268,81 @@ async fn a_service_without_http_refuses_with_an_error_and_counts_until_its_futur
     assert_eq!(run.await.expect("no panic").requests.refused, 2);
 }
 
+#[tokio::test(start_paused = true)]
+async fn an_upgrade_in_the_lame_duck_keeps_its_connection_header() {
+    let mut config = ShutdownConfig::default();
+    config.lame_duck = std::time::Duration::from_secs(5);
+    let (shutdown, driver) = ShutdownCoordinator::builder().config(config).build().expect("the plan holds");
+    let _run = tokio::spawn(driver.run());
+    shutdown.initiate_shutdown(Reason::requested("a test"));
+    shutdown.until(Phase::LameDuck).await;
+    let mut service = ShutdownLayer::new(shutdown).layer(service_fn(async |_: Request<()>| {
+        let upgrade =
+            Response::builder().status(StatusCode::SWITCHING_PROTOCOLS).header("connection", "upgrade");
+        Ok::<_, Infallible>(upgrade.body(Empty::<Bytes>::new()).expect("a response"))
+    }));
+    let response = service.call(request(Version::HTTP_11)).await.expect("infallible");
+    assert_eq!(response.headers()["connection"], "upgrade");
+    drop(response);
+    assert_eq!(shutdown.snapshot().requests.client_gone, 0);
+}
+
+/// A body that never says that it has ended, as streams do.
+struct Endless(Vec<Frame<Bytes>>);
+
+impl Body for Endless {
+    type Data = Bytes;
+    type Error = Infallible;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        _: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, Infallible>>> {
+        if self.0.is_empty() { Poll::Pending } else { Poll::Ready(Some(Ok(self.0.remove(0)))) }
+    }
+}
+
+/// Reads as many frames as the body has and drops it, as a server does that knows the length.
+async fn read_and_drop(
+    shutdown: ShutdownCoordinator,
+    length: Option<&str>,
+    frames: Vec<Frame<Bytes>>,
+) -> u64 {
+    let count = frames.len();
+    let frames = std::sync::Mutex::new(Some(frames));
+    let length = length.map(str::to_owned);
+    let mut service = ShutdownLayer::new(shutdown).layer(service_fn(move |_: Request<()>| {
+        let mut response =
+            Response::new(Endless(frames.lock().expect("one thread").take().expect("called once")));
+        if let Some(length) = &length {
+            response.headers_mut().insert("content-length", length.parse().expect("a value"));
+        }
+        ready(Ok::<_, Infallible>(response))
+    }));
+    let mut body = service.call(request(Version::HTTP_11)).await.expect("infallible").into_body();
+    for _ in 0..count {
+        assert!(body.frame().await.is_some());
+    }
+    drop(body);
+    shutdown.snapshot().requests.client_gone
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_answer_whose_length_is_sent_is_complete_though_nobody_asks_for_its_end() {
+    let data = |text: &'static str| Frame::data(Bytes::from_static(text.as_bytes()));
+    let (shutdown, _run) = coordinator();
+    assert_eq!(read_and_drop(shutdown, Some("6"), vec![data("abc"), data("def")]).await, 0);
+    assert_eq!(read_and_drop(shutdown, None, vec![data("abc"), Frame::trailers(HeaderMap::new())]).await, 0);
+    assert_eq!(read_and_drop(shutdown, Some("6"), vec![data("abc")]).await, 1, "half of it is not all");
+    assert_eq!(
+        read_and_drop(shutdown, None, vec![data("abc")]).await,
+        2,
+        "nobody knows how much was to come"
+    );
+}
+
 #[test]
-fn the_layer_and_the_service_it_makes_hold_no_more_than_a_pointer() {
+fn the_layer_is_one_pointer_and_a_body_grows_by_no_more_than_five_words() {
     assert_eq!(size_of::<ShutdownLayer>(), 8);
-    assert_eq!(size_of::<ShutdownBody<Full<Bytes>, RequestGuard>>(), size_of::<Full<Bytes>>() + 16);
+    assert!(size_of::<ShutdownBody<Full<Bytes>, RequestGuard>>() <= size_of::<Full<Bytes>>() + 40);
 }

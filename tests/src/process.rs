@@ -1,13 +1,14 @@
 //! A real process under test.
 
 use std::ffi::OsStr;
-use std::io::{BufRead, BufReader, Read};
+use std::io::{BufRead, BufReader, PipeReader, PipeWriter, Read, Write};
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::{Arc, Condvar, Mutex};
 use std::time::Duration;
 
+use rustix::fs::{OFlags, fcntl_getfl, fcntl_setfl};
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
 use tokio::time::Instant;
@@ -72,6 +73,7 @@ pub struct Process {
     status: Option<ExitStatus>,
     stdout: Arc<Printed>,
     stderr: Arc<Printed>,
+    unread: Option<(PipeReader, PipeWriter)>,
 }
 
 impl Process {
@@ -86,7 +88,40 @@ impl Process {
         let (stdout, stderr) = (Arc::new(Printed::default()), Arc::new(Printed::default()));
         stdout.read(child.stdout.take().expect("piped"));
         stderr.read(child.stderr.take().expect("piped"));
-        Self { child, status: None, stdout, stderr }
+        Self { child, status: None, stdout, stderr, unread: None }
+    }
+
+    /// Starts `command` with a stderr that nobody reads; [`block_stderr`](Self::block_stderr) fills it.
+    ///
+    /// # Panics
+    ///
+    /// If it cannot be started.
+    pub fn start_unread(command: &mut Command) -> Self {
+        let (reader, writer) = std::io::pipe().expect("a pipe");
+        let theirs = writer.try_clone().expect("a descriptor");
+        command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(theirs);
+        let mut child = command.spawn().unwrap_or_else(|error| panic!("{command:?}: {error}"));
+        // The command keeps a descriptor of its own otherwise.
+        command.stderr(Stdio::null());
+        let stdout = Arc::new(Printed::default());
+        stdout.read(child.stdout.take().expect("piped"));
+        Self { child, status: None, stdout, stderr: Arc::default(), unread: Some((reader, writer)) }
+    }
+
+    /// Fills the unread stderr: from now on whoever writes a line to it blocks.
+    ///
+    /// # Panics
+    ///
+    /// If stderr is read.
+    pub fn block_stderr(&self) {
+        let (_, writer) = self.unread.as_ref().expect("started with an unread stderr");
+        let blocking = fcntl_getfl(writer).expect("a pipe");
+        fcntl_setfl(writer, blocking | OFlags::NONBLOCK).expect("a pipe");
+        // Single bytes at the end: a pipe takes no part of a small write.
+        for size in [4096, 1] {
+            while (&mut &*writer).write(&[b'.'; 4096][..size]).is_ok() {}
+        }
+        fcntl_setfl(writer, blocking).expect("a pipe");
     }
 
     /// Its number.

@@ -80,8 +80,8 @@ fn a_request_that_never_ends_is_cut_at_the_drain_deadline_and_named() {
 
 #[test]
 fn the_total_ends_a_drain_whose_own_budget_is_longer() {
-    // 2 s less the reserves of the report and of stage Background, which ends the accept loop, and 50 ms for the cut.
-    never_ends(&[("SHUTDOWN_TOTAL_TIMEOUT", "2")], Duration::from_millis(1600));
+    // 2 s less the report's reserve, and 50 ms in which what was cut lets go.
+    never_ends(&[("SHUTDOWN_TOTAL_TIMEOUT", "2")], Duration::from_millis(1700));
 }
 
 #[test]
@@ -99,13 +99,13 @@ fn the_seeds_drain_limit_of_30_seconds_is_held() {
 
 #[test]
 fn while_it_drains_it_lives_is_not_ready_refuses_what_is_new_and_finishes_what_is_old() {
-    let env = [("SHUTDOWN_LAME_DUCK", "700ms"), ("SHUTDOWN_LINGER", "600ms")];
+    let env = [("SHUTDOWN_LAME_DUCK", "1500ms"), ("SHUTDOWN_LINGER", "1500ms")];
     let mut proxy = EdgeProxy::start(env);
     let (listen, admin) = (proxy.listen, proxy.admin);
     assert_eq!(get(admin, "/readyz").expect("answers").status, 200);
 
     let mut slow = Connection::open(listen).expect("it serves");
-    slow.send("GET", "/stream?ms=4000", "").expect("it reads");
+    slow.send("GET", "/stream?ms=6000", "").expect("it reads");
     let mut kept = Connection::open(listen).expect("it serves");
     kept.send("GET", "/", "").expect("it reads");
     let answer = kept.answer().expect("answers");
@@ -134,7 +134,7 @@ fn while_it_drains_it_lives_is_not_ready_refuses_what_is_new_and_finishes_what_i
     assert_eq!(TcpStream::connect(listen).expect_err("closed").kind(), ErrorKind::ConnectionRefused);
 
     // After the linger the kept connection is still there, and is told.
-    status_until(admin, |status| status["shutting_down_for_ms"].as_f64().is_some_and(|ms| ms > 1500.0));
+    status_until(admin, |status| status["requests"]["refusing"] == true);
     kept.send("GET", "/", "").expect("still kept");
     let answer = kept.answer().expect("an answer, be it a refusal");
     assert_eq!(answer.status, 503, "{answer:?}");

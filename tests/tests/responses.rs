@@ -19,7 +19,7 @@ use shutdown_tests::{PATIENCE, count};
 /// How long after the last connection's end the process may still be there.
 const GONE_WITHIN: Duration = Duration::from_millis(300);
 /// How many tries run side by side.
-const SIDE_BY_SIDE: usize = 4;
+const SIDE_BY_SIDE: usize = 2;
 
 fn pattern() -> Vec<u8> {
     (0..=250).cycle().take(8 * 1024 * 1024).collect()

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use rustix::process::Signal;
 use shutdown_tests::PATIENCE;
-use shutdown_tests::client::{Connection, status_until};
+use shutdown_tests::client::{Connection, get, status_until};
 use shutdown_tests::process::{EdgeProxy, Process, Stopwatch, read_report};
 
 /// A proxy with a request that never ends, so that a shutdown has something to wait for.
@@ -67,7 +67,9 @@ fn a_second_signal_forces_and_the_report_says_by_which() {
 #[test]
 fn the_same_signal_within_200_ms_counts_once() {
     let (mut proxy, stuck) = busy();
-    send_counted(&proxy, Signal::TERM, 1);
+    // Together: however slow this machine, both are within the time.
+    proxy.process.signal(Signal::TERM);
+    status_until(proxy.admin, |status| status["signals"] == 1);
     proxy.process.signal(Signal::TERM);
     let_the_echo_pass(&proxy);
     let status = status_until(proxy.admin, |_| true);
@@ -93,4 +95,62 @@ fn a_signal_ignored_at_start_is_left_alone() {
     let report = read_report(&dir.path().join("data"));
     assert_eq!(report["reason"]["signal"], "SIGTERM", "admin {admin}: {report:#}");
     assert_eq!(report["signals"].as_array().map(Vec::len), Some(1), "{report:#}");
+}
+
+/// A busy proxy whose every log line blocks.
+fn busy_with_a_blocked_stderr() -> (Process, std::net::SocketAddr, tempfile::TempDir, Connection) {
+    let dir = tempfile::tempdir().expect("a temporary directory");
+    let process = Process::start_unread(&mut EdgeProxy::command(dir.path()));
+    let (listen, admin) = (process.address("  traffic "), process.address("  admin "));
+    let mut stuck = Connection::open(listen).expect("it serves");
+    stuck.send("GET", "/never", "").expect("it reads");
+    status_until(admin, |status| status["requests"]["active"] == 1);
+    process.block_stderr();
+    (process, admin, dir, stuck)
+}
+
+/// The same, once it has heard TERM and would count a second one.
+fn stopping_with_a_blocked_stderr() -> (Process, std::net::SocketAddr, tempfile::TempDir, Connection) {
+    let (process, admin, dir, stuck) = busy_with_a_blocked_stderr();
+    process.signal(Signal::TERM);
+    status_until(admin, |status| status["phase"] == "draining");
+    assert_eq!(get(admin, "/readyz").expect("answers").status, 503);
+    let echo = (shutdown_core::SAME_SIGNAL + Duration::from_millis(50)).as_secs_f64() * 1000.0;
+    status_until(admin, |status| status["shutting_down_for_ms"].as_f64().is_some_and(|ms| ms > echo));
+    (process, admin, dir, stuck)
+}
+
+#[test]
+fn a_blocked_stderr_holds_up_neither_readiness_nor_force_nor_the_report() {
+    let (mut process, _, dir, _stuck) = stopping_with_a_blocked_stderr();
+    let begin = Stopwatch::start();
+    process.signal(Signal::TERM);
+    assert_eq!(process.exit_code(PATIENCE), 143);
+    assert!(begin.elapsed() < Duration::from_secs(1), "{:?}", begin.elapsed());
+    let report = read_report(&dir.path().join("data"));
+    assert_eq!((&report["forced_by"], &report["requests"]["cut"]), (&15.into(), &1.into()));
+}
+
+#[test]
+fn a_third_signal_leaves_from_inside_its_handler() {
+    // The second one's report waits a moment for the log; that moment is the third one's.
+    let (mut process, admin, _dir, _stuck) = stopping_with_a_blocked_stderr();
+    process.signal(Signal::TERM);
+    status_until(admin, |status| status["signals"] == 2);
+    process.signal(Signal::INT);
+    assert_eq!(process.exit_code(PATIENCE), 130, "TERM alone would have left with 143");
+}
+
+#[test]
+fn the_echo_of_a_first_signal_is_no_third_one() {
+    // A terminal's INT to the whole group, a manager's TERM, and the INT once more from a parent that forwards it.
+    let (mut process, admin, dir, _stuck) = busy_with_a_blocked_stderr();
+    process.signal(Signal::INT);
+    status_until(admin, |status| status["signals"] == 1);
+    process.signal(Signal::TERM);
+    status_until(admin, |status| status["signals"] == 2);
+    process.signal(Signal::INT);
+    assert_eq!(process.exit_code(PATIENCE), 143, "an echo left from its handler");
+    let report = read_report(&dir.path().join("data"));
+    assert_eq!(report["signals"].as_array().map(Vec::len), Some(2), "{report:#}");
 }

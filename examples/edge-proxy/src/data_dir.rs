@@ -23,9 +23,13 @@ pub(crate) fn ensure(path: &Path) -> io::Result<()> {
 }
 
 fn probe(path: &Path) -> io::Result<()> {
+    // Made exclusively: whatever stands there already is not ours, and is not followed.
     let file = path.join(format!(".probe.{}.tmp", std::process::id()));
-    let made = OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&file);
-    made.and_then(|_| fs::remove_file(&file))
+    match OpenOptions::new().write(true).create_new(true).mode(0o600).open(&file) {
+        Ok(_) => fs::remove_file(&file),
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Ok(()),
+        Err(error) => Err(error),
+    }
 }
 
 #[cfg(test)]

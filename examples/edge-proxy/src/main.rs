@@ -20,7 +20,7 @@ use std::process::ExitCode;
 use std::sync::Arc;
 
 use pingora_core::server::configuration::ServerConf;
-use shutdown_core::{Builder, InstallError, Plan, ReportFiles, ShutdownCoordinator, Signals, net};
+use shutdown_core::{Builder, InstallError, Plan, Reason, ReportFiles, ShutdownCoordinator, Signals, net};
 use shutdown_pingora::Proxy;
 use shutdown_tower::admin::Admin;
 use tokio::runtime::Runtime;
@@ -171,13 +171,13 @@ fn serve_traffic(
     let max_retries = upstreams.len() + ServerConf::default().max_retries;
     let conf = Arc::new(ServerConf { threads: cores, max_retries, ..ServerConf::default() });
     let serving = Proxy::new(Edge::new(upstreams), shutdown).conf(conf).serve(listener);
-    // Without it there is no service: its failure is a reason to stop.
-    let inside = runtime.enter();
-    let spawned = shutdown.spawn_critical("accept loop", |_| serving);
-    drop(inside);
-    if spawned.is_err() {
-        tracing::info!("stopped before the first connection");
-    }
+    // It ends by itself when Draining begins. Without it there is no service: its failure is a reason to stop.
+    runtime.spawn(async move {
+        if let Err(error) = serving.await {
+            let (task, error) = ("accept loop".to_owned(), error.to_string());
+            shutdown.initiate_shutdown(Reason::CriticalTask { task, error });
+        }
+    });
 }
 
 fn log_to_stderr() -> Result<(), Failure> {

@@ -1,0 +1,265 @@
+//! Running one stage: its hooks before, its tasks side by side, its hooks after, all within its deadline.
+
+use std::borrow::Cow;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use tokio::time::{Instant, timeout_at};
+use tokio_util::sync::CancellationToken;
+
+use super::run::Run;
+use crate::coordinator::Draft;
+use crate::plan::{Plan, Stage, Step};
+use crate::reason::Urgency;
+use crate::report::{Outcome, StageReport, TaskReport, ms};
+use crate::stage::{Running, StageContext, TOKEN_GRACE, Unit, When};
+
+/// How long an aborted task has to be dropped, when there is time.
+const ABORT_SETTLE: Duration = Duration::from_millis(20);
+/// The same when later stages have no more than their reserves. Only a task that blocks its thread takes it whole.
+const ABORT_SETTLE_SHORT: Duration = Duration::from_millis(5);
+
+impl Run {
+    /// Runs one stage: its hooks before, its tasks side by side, its hooks after, all within its deadline.
+    /// However it ends, this returns in time for the next one.
+    pub(super) async fn stage(&self, stage: Stage) {
+        let core = self.core;
+        let units = self.take_units(stage);
+        let background = stage == Stage::Background;
+        // From here on no background task can be spawned, so an empty stage stays empty.
+        let names = if background { core.tasks.close() } else { Vec::new() };
+        if units.is_empty() && names.is_empty() {
+            return;
+        }
+        let plan = self.plan();
+        let start = self.now();
+        let urgency = *core.urgency.borrow();
+        let deadline = plan.deadline(Step::Stage(stage), start, urgency);
+        let budget =
+            plan.stages.iter().find(|planned| planned.stage == stage).map_or(Duration::ZERO, |p| p.budget);
+        let given = deadline.saturating_sub(start);
+        self.begin_stage(stage, &units, names, start, given, budget, &plan);
+        if urgency == Urgency::Immediate && stage != Stage::Persist {
+            self.draft(|draft| {
+                let report = last_stage(draft, stage);
+                report.tasks.iter_mut().for_each(|task| task.outcome = Outcome::Skipped);
+            });
+            self.end_stage(stage, start);
+            return;
+        }
+        let token = CancellationToken::new();
+        let context = StageContext { deadline: self.began + deadline, token: token.clone() };
+        let mut work = StageRun { run: self, stage, start, context, units, running: Vec::new() };
+        let tell = given.saturating_sub(TOKEN_GRACE.min(given / 10));
+        let told = async {
+            let mut urgencies = core.urgency.subscribe();
+            let hurried = urgencies.wait_for(|now| *now > urgency);
+            let _ = timeout_at(self.began + start + tell, hurried).await;
+            token.cancel();
+            std::future::pending::<()>().await;
+        };
+        let whole = async {
+            tokio::select! { biased; () = work.all() => (), () = told => () }
+        };
+        if self.within(Step::Stage(stage), whole).await.is_none() {
+            token.cancel();
+            work.abort().await;
+        }
+        work.note();
+        self.end_stage(stage, start);
+    }
+
+    fn take_units(&self, stage: Stage) -> Vec<Unit> {
+        let mut stages = self.core.stages.lock();
+        stages.departed |= stage == Stage::Departure;
+        let (mine, rest) = std::mem::take(&mut stages.units).into_iter().partition(|(of, _)| *of == stage);
+        stages.units = rest;
+        mine.into_iter().map(|(_, unit): (Stage, Unit)| unit).collect()
+    }
+
+    #[expect(clippy::too_many_arguments, reason = "one call, each argument a line of the report")]
+    fn begin_stage(
+        &self,
+        stage: Stage,
+        units: &[Unit],
+        background: Vec<Cow<'static, str>>,
+        start: Duration,
+        given: Duration,
+        budget: Duration,
+        plan: &Plan,
+    ) {
+        let names = units.iter().map(|unit| unit.name.clone()).chain(background);
+        let tasks: Vec<_> = names
+            .map(|name| TaskReport { name, outcome: Outcome::TimedOut, detail: None, elapsed_ms: ms(given) })
+            .collect();
+        let count = tasks.len();
+        self.draft(|draft| {
+            draft.current_stage = Some(stage);
+            draft.report.stages.push(StageReport {
+                stage: stage.name().into(),
+                outcome: Outcome::TimedOut,
+                start_ms: ms(start),
+                end_ms: ms(start + given),
+                budget_ms: ms(given),
+                shrunk_from_ms: (given < budget).then(|| ms(budget)),
+                tasks,
+            });
+        });
+        if stage == Stage::Departure {
+            self.log.line(move || {
+                tracing::info!(target: "shutdown", stage = stage.name(), tasks = count, "{}", stage.doing());
+            });
+            return;
+        }
+        let step = self.step.fetch_add(1, Ordering::Relaxed) + 1;
+        let ahead = plan.closing().skip_while(|planned| planned.stage != stage).skip(1);
+        let of = step + ahead.filter(|planned| !planned.tasks.is_empty()).count();
+        let (name, budget_ms) = (stage.name(), ms(given));
+        self.log.line(move || {
+            tracing::info!(target: "shutdown", stage = name, tasks = count, budget_ms, "Step {step}/{of}: {}", stage.doing());
+        });
+    }
+
+    fn end_stage(&self, stage: Stage, start: Duration) {
+        let end = self.now();
+        let report = self.draft(|draft| {
+            if draft.current_stage == Some(stage) {
+                draft.current_stage = None;
+            }
+            let report = last_stage(draft, stage);
+            report.end_ms = ms(end);
+            report.outcome = report.tasks.iter().map(|task| task.outcome).fold(Outcome::Ok, Outcome::worse);
+            report.clone()
+        });
+        let elapsed_ms = ms(end.saturating_sub(start));
+        self.log.line(move || log_stage(&report, elapsed_ms));
+    }
+}
+
+fn log_stage(report: &StageReport, elapsed_ms: f64) {
+    let well = |outcome| matches!(outcome, Outcome::Ok | Outcome::Skipped);
+    let (stage, outcome) = (&*report.stage, report.outcome.as_str());
+    if well(report.outcome) {
+        tracing::info!(target: "shutdown", stage, outcome, elapsed_ms, "stage ended");
+        return;
+    }
+    for task in report.tasks.iter().filter(|task| !well(task.outcome)) {
+        tracing::warn!(
+            target: "shutdown",
+            stage,
+            task = &*task.name,
+            outcome = task.outcome.as_str(),
+            error = task.detail.as_deref(),
+            elapsed_ms = task.elapsed_ms,
+            "stage task did not end well"
+        );
+    }
+    tracing::warn!(target: "shutdown", stage, outcome, elapsed_ms, "stage ended");
+}
+
+fn last_stage(draft: &mut Draft, stage: Stage) -> &mut StageReport {
+    let report = draft.report.stages.iter_mut().rev().find(|report| report.stage == stage.name());
+    report.expect("written by `begin_stage`")
+}
+
+/// A stage under way.
+struct StageRun<'a> {
+    run: &'a Run,
+    stage: Stage,
+    start: Duration,
+    context: StageContext,
+    units: Vec<Unit>,
+    running: Vec<Running>,
+}
+
+impl StageRun<'_> {
+    /// Hooks before, tasks side by side, hooks after.
+    async fn all(&mut self) {
+        let mut after = Vec::new();
+        let mut during = Vec::new();
+        for unit in std::mem::take(&mut self.units) {
+            match unit.when {
+                When::Before => {
+                    self.start(unit);
+                    self.running.last_mut().expect("just started").ended().await;
+                }
+                When::During => during.push(unit),
+                When::After => after.push(unit),
+            }
+        }
+        let first = self.running.len();
+        for unit in during {
+            self.start(unit);
+        }
+        if self.stage == Stage::Background {
+            self.run.core.tasks.ended().await;
+        }
+        for running in &mut self.running[first..] {
+            running.ended().await;
+        }
+        for unit in after {
+            self.start(unit);
+            self.running.last_mut().expect("just started").ended().await;
+        }
+    }
+
+    fn start(&mut self, unit: Unit) {
+        let running = self.run.executor.start(unit.name, unit.task, self.context.clone());
+        self.running.push(running);
+    }
+
+    /// Aborts what has not ended and gives it a moment to be dropped.
+    async fn abort(&mut self) {
+        let core = self.run.core;
+        self.running.iter().for_each(Running::abort);
+        let background = self.stage == Stage::Background;
+        if background {
+            core.tasks.abort();
+        }
+        let settled = async {
+            for running in &mut self.running {
+                running.ended().await;
+            }
+            if background {
+                core.tasks.ended().await;
+            }
+        };
+        let now = Instant::now();
+        let latest = self.run.began + self.run.plan().latest(Step::Stage(self.stage));
+        let until = (now + ABORT_SETTLE).min(latest.max(now + ABORT_SETTLE_SHORT));
+        let _ = timeout_at(until, settled).await;
+    }
+
+    /// Writes how each task ended into the report.
+    fn note(&mut self) {
+        let start = self.run.began + self.start;
+        let now = Instant::now();
+        let mut ended: Vec<TaskReport> = self
+            .running
+            .iter_mut()
+            .map(|running| {
+                let (outcome, detail, at) = match running.finish() {
+                    Some(finish) => (finish.outcome, finish.detail.clone(), finish.at),
+                    None => {
+                        (Outcome::TimedOut, Some("it blocks its thread and was left behind".to_owned()), now)
+                    }
+                };
+                let elapsed_ms = ms(at.saturating_duration_since(start));
+                TaskReport { name: running.name.clone(), outcome, detail, elapsed_ms }
+            })
+            .collect();
+        if self.stage == Stage::Background {
+            ended.extend(self.run.core.tasks.report(start, now));
+        }
+        self.run.draft(|draft| {
+            let report = last_stage(draft, self.stage);
+            for task in &mut report.tasks {
+                match ended.iter().position(|end| end.name == task.name) {
+                    Some(place) => *task = ended.remove(place),
+                    // Its turn never came: a hook before it took the whole stage.
+                    None => task.outcome = Outcome::Skipped,
+                }
+            }
+        });
+    }
+}

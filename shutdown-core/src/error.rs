@@ -1,11 +1,15 @@
 //! The errors of this crate: one small type for each thing that can go wrong alone.
 
+use std::error::Error;
 use std::fmt;
+use std::io::Write;
+use std::process::ExitCode;
 
+use crate::config::ConfigError;
 use crate::plan::PlanError;
 
 /// The error a stage task may return: anything that can be shown.
-pub type BoxError = Box<dyn std::error::Error + Send + Sync>;
+pub type BoxError = Box<dyn Error + Send + Sync>;
 
 /// The service no longer takes this: new requests, tasks or stage tasks come too late.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -17,7 +21,7 @@ impl fmt::Display for ShuttingDown {
     }
 }
 
-impl std::error::Error for ShuttingDown {}
+impl Error for ShuttingDown {}
 
 /// [`Builder::install`](crate::Builder) ran before in this process: signal handlers and the watchdog are
 /// process-wide, so there is one coordinator a process. Keep the first one; it is `Copy`.
@@ -30,7 +34,7 @@ impl fmt::Display for AlreadyInstalled {
     }
 }
 
-impl std::error::Error for AlreadyInstalled {}
+impl Error for AlreadyInstalled {}
 
 /// Why a coordinator could not be installed.
 #[derive(Debug)]
@@ -64,8 +68,8 @@ impl fmt::Display for InstallError {
     }
 }
 
-impl std::error::Error for InstallError {
-    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
+impl Error for InstallError {
+    fn source(&self) -> Option<&(dyn Error + 'static)> {
         match self {
             Self::AlreadyInstalled(_) | Self::Plan(_) => None,
             #[cfg(all(unix, feature = "signals"))]
@@ -100,4 +104,54 @@ impl fmt::Display for AddStageTaskError {
     }
 }
 
-impl std::error::Error for AddStageTaskError {}
+impl Error for AddStageTaskError {}
+
+/// Exit code when a program could not start.
+pub const EXIT_START: u8 = 1;
+/// Exit code for bad usage, a bad configuration or an impossible plan.
+pub const EXIT_USAGE: u8 = 2;
+
+/// Says on stderr in one sentence why a program could not start, and gives its exit code: [`EXIT_USAGE`] when the
+/// configuration is at fault, else [`EXIT_START`].
+///
+/// `main` returning a `Result` would print the error's `Debug` form and always exit with 1.
+///
+/// ```
+/// use std::convert::Infallible;
+/// use std::error::Error;
+/// use std::process::ExitCode;
+///
+/// use shutdown_core::{ShutdownConfig, start_failure};
+///
+/// fn main() -> ExitCode {
+///     # if true { return ExitCode::SUCCESS; }
+///     let Err(error) = run();
+///     start_failure("my-service", &*error)
+/// }
+///
+/// fn run() -> Result<Infallible, Box<dyn Error>> {
+///     let _config = ShutdownConfig::from_env()?;
+///     // … install, serve, and leave through `ShutdownReport::exit`.
+///     # unreachable!()
+/// }
+/// ```
+pub fn start_failure(program: &str, error: &(dyn Error + 'static)) -> ExitCode {
+    let mut code = EXIT_START;
+    let mut sentence = format!("{program}: error: {error}");
+    let mut next = Some(error);
+    while let Some(cause) = next {
+        let of_the_configuration = cause.is::<ConfigError>()
+            || cause.is::<PlanError>()
+            || matches!(cause.downcast_ref(), Some(InstallError::Plan(_)));
+        if of_the_configuration {
+            code = EXIT_USAGE;
+        }
+        next = cause.source();
+        if let Some(source) = next {
+            sentence += &format!(": {source}");
+        }
+    }
+    // Nobody to tell when stderr is gone; the code still does.
+    let _ = writeln!(std::io::stderr(), "{sentence}");
+    ExitCode::from(code)
+}

@@ -81,7 +81,10 @@ pub use builder::Builder;
 pub use config::{ConfigError, ShutdownConfig, display_duration, parse_duration};
 pub use coordinator::{Join, ListenerGuard, ShutdownCoordinator};
 pub use driver::Driver;
-pub use error::{AddStageTaskError, AlreadyInstalled, BoxError, InstallError, ShuttingDown};
+pub use error::{
+    AddStageTaskError, AlreadyInstalled, BoxError, EXIT_START, EXIT_USAGE, InstallError, ShuttingDown,
+    start_failure,
+};
 #[cfg(feature = "files")]
 pub use history::{HISTORY_LINES, ReportFiles};
 pub use inflight::{ConnectionGuard, NamedRequest, NamedRequestGuard, RequestGuard};

@@ -4,6 +4,8 @@
 //! driver therefore hands its lines to a thread of their own; whatever blocks there, readiness, force and the report
 //! go on.
 
+#[cfg(all(unix, feature = "signals"))]
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::mpsc::Sender;
 
 use tokio::sync::oneshot;
@@ -34,7 +36,12 @@ impl Log {
     pub(crate) fn thread() -> std::io::Result<Self> {
         let (lines, written) = std::sync::mpsc::channel::<Line>();
         let thread = std::thread::Builder::new().name("shutdown-log".to_owned());
-        thread.spawn(move || written.into_iter().for_each(|line| line()))?;
+        thread.spawn(move || {
+            for line in written {
+                // A subscriber may panic when its reader is gone; the next line may find another one.
+                drop(catch_unwind(AssertUnwindSafe(line)));
+            }
+        })?;
         Ok(Self::Thread(lines))
     }
 
@@ -42,7 +49,7 @@ impl Log {
     pub(crate) fn line(&self, line: impl FnOnce() + Send + 'static) {
         match self {
             Self::Inline => line(),
-            // The thread ends only with the process, or by a subscriber's panic: then nobody can be told.
+            // The thread ends only with the process.
             Self::Thread(lines) => drop(lines.send(Box::new(line))),
         }
     }

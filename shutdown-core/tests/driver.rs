@@ -730,11 +730,11 @@ async fn a_listener_without_a_connection_costs_no_linger() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_listener_that_never_closes_is_not_waited_for_for_long() {
+async fn a_listener_that_never_closes_is_waited_for_no_longer_than_the_linger() {
     let shutdown = start(ShutdownCoordinator::builder());
     let _listener = shutdown.listener_start();
     let (report, took) = finish(shutdown).await;
-    assert!(took >= ms(500) && took <= ms(505), "{took:?}");
+    assert!(took >= ms(2500) && took <= ms(2505), "{took:?}");
     assert_eq!(report.exit_code(), 0);
 }
 

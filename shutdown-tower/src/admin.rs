@@ -97,7 +97,7 @@ impl Admin {
     }
 
     async fn answer(&self, addr: SocketAddr, head: Head) -> Response<Full<Bytes>> {
-        if let Err(problem) = is_own(addr, &head.headers) {
+        if let Err(problem) = is_own(addr, &head.uri, &head.headers) {
             return text(StatusCode::FORBIDDEN, problem);
         }
         let path = head.uri.path();
@@ -236,18 +236,22 @@ impl Terminate {
 }
 
 /// Whether `Host` is this address and `Origin`, if there is one, too.
-fn is_own(addr: SocketAddr, headers: &HeaderMap) -> Result<(), &'static str> {
+///
+/// An absolute-form target takes the place of `Host` (RFC 9112 §3.2.2), so it must be ours, too. Every value of a
+/// header counts: whoever sends two means to be read twice.
+fn is_own(addr: SocketAddr, target: &Uri, headers: &HeaderMap) -> Result<(), &'static str> {
     const HOST_PROBLEM: &str = "Host is not the address of this admin listener";
     const ORIGIN_PROBLEM: &str = "Origin is not this admin listener";
-    let host = headers.get(HOST).and_then(|host| host.to_str().ok()).ok_or(HOST_PROBLEM)?;
-    if !names(addr, host) {
+    let is_host = |host: &str| names(addr, host);
+    let is_origin = |origin: &str| origin.strip_prefix("http://").is_some_and(is_host);
+    let all = |name, is: &dyn Fn(&str) -> bool| {
+        headers.get_all(name).iter().all(|value| value.to_str().is_ok_and(is))
+    };
+    let targeted = target.authority().is_none_or(|authority| is_host(authority.as_str()));
+    if !headers.contains_key(HOST) || !targeted || !all(HOST, &is_host) {
         return Err(HOST_PROBLEM);
     }
-    match headers.get(ORIGIN).map(|origin| origin.to_str().unwrap_or_default()) {
-        None => Ok(()),
-        Some(origin) if origin.strip_prefix("http://").is_some_and(|host| names(addr, host)) => Ok(()),
-        Some(_) => Err(ORIGIN_PROBLEM),
-    }
+    if all(ORIGIN, &is_origin) { Ok(()) } else { Err(ORIGIN_PROBLEM) }
 }
 
 /// Whether `authority` is this very address, or `localhost` with its port where it is a loopback address.
@@ -335,7 +339,10 @@ mod tests {
     #[test]
     fn only_its_own_host_and_origin_are_answered() {
         for good in ["127.0.0.1:8081", "localhost:8081", "LOCALHOST:8081"] {
-            assert!(is_own(addr(), &headers(&[(HOST, good)])).is_ok(), "{good}");
+            assert!(
+                is_own(addr(), &Uri::from_static("/status"), &headers(&[(HOST, good)])).is_ok(),
+                "{good}"
+            );
         }
         for bad in [
             "",
@@ -346,13 +353,29 @@ mod tests {
             "127.0.0.2:8081",
             "a b",
         ] {
-            assert!(is_own(addr(), &headers(&[(HOST, bad)])).is_err(), "{bad}");
+            assert!(is_own(addr(), &Uri::from_static("/status"), &headers(&[(HOST, bad)])).is_err(), "{bad}");
         }
-        assert!(is_own(addr(), &HeaderMap::new()).is_err());
+        assert!(is_own(addr(), &Uri::from_static("/status"), &HeaderMap::new()).is_err());
         let own = "127.0.0.1:8081";
-        assert!(is_own(addr(), &headers(&[(HOST, own), (ORIGIN, "http://localhost:8081")])).is_ok());
+        let absolute = Uri::from_static("http://evil.example/terminate");
+        assert!(is_own(addr(), &absolute, &headers(&[(HOST, own)])).is_err());
+        let mut twice = headers(&[(HOST, own)]);
+        twice.append(HOST, HeaderValue::from_static("evil.example"));
+        assert!(is_own(addr(), &Uri::from_static("/status"), &twice).is_err());
+        assert!(
+            is_own(
+                addr(),
+                &Uri::from_static("/status"),
+                &headers(&[(HOST, own), (ORIGIN, "http://localhost:8081")])
+            )
+            .is_ok()
+        );
         for foreign in ["http://evil.example", "https://127.0.0.1:8081", "null", "http://127.0.0.1:9999"] {
-            assert!(is_own(addr(), &headers(&[(HOST, own), (ORIGIN, foreign)])).is_err(), "{foreign}");
+            assert!(
+                is_own(addr(), &Uri::from_static("/status"), &headers(&[(HOST, own), (ORIGIN, foreign)]))
+                    .is_err(),
+                "{foreign}"
+            );
         }
     }
 

@@ -2,13 +2,20 @@
 //! and asked to leave in time.
 //!
 //! ```no_run
+//! use std::{convert::Infallible, process::ExitCode};
+//!
 //! use axum::{Router, routing::get};
-//! use shutdown_core::{ShutdownConfig, ShutdownCoordinator, Signals};
+//! use shutdown_core::{ShutdownConfig, ShutdownCoordinator, Signals, start_failure};
 //! use shutdown_tower::{Listener, ShutdownLayer};
 //! use tokio::net::TcpListener;
 //!
 //! #[tokio::main]
-//! async fn main() -> Result<(), Box<dyn std::error::Error>> {
+//! async fn main() -> ExitCode {
+//!     let Err(error) = run().await;
+//!     start_failure("hello", &*error) // one sentence, and 2 when the configuration is at fault
+//! }
+//!
+//! async fn run() -> Result<Infallible, Box<dyn std::error::Error>> {
 //!     let signals = Signals::claim()?; // first: a signal before the service stands leaves at once
 //!     let shutdown = ShutdownCoordinator::builder()
 //!         .signals(signals)
@@ -17,7 +24,8 @@
 //!
 //!     let app = Router::new().route("/", get(|| async { "hello\n" })).layer(ShutdownLayer::new(shutdown));
 //!     let listener = Listener::new(TcpListener::bind("127.0.0.1:3000").await?, shutdown);
-//!     axum::serve(listener, app).with_graceful_shutdown(shutdown.requests_done()).await?;
+//!     let server = axum::serve(listener, app).with_graceful_shutdown(shutdown.requests_done());
+//!     tokio::spawn(server.into_future());
 //!
 //!     shutdown.finished().await.exit()
 //! }

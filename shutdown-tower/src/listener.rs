@@ -10,7 +10,8 @@ use shutdown_core::net::{self, Accept, Io};
 /// A guard in the body ends when the last frame is handed over, not when it is on the wire: with a slow reader
 /// megabytes may still wait. Each connection of this listener therefore carries its own guard, and the drain is
 /// over when the connections are. Each has a kill switch, too: `axum::serve` alone waits for ever on half a head
-/// or a client that stopped reading; here the drain's deadline ends it.
+/// or a client that stopped reading; here the drain's deadline ends it, and the exit code is 11, for nobody can tell
+/// half a head from a request on its way.
 ///
 /// From Draining on it empties the accept queue and closes. Tell axum to close idle connections with
 /// [`ShutdownCoordinator::requests_done`]:
@@ -20,9 +21,9 @@ use shutdown_core::net::{self, Accept, Io};
 /// # use shutdown_tower::{Listener, ShutdownLayer};
 /// # async fn example(shutdown: ShutdownCoordinator, app: axum::Router) -> Result<(), Box<dyn std::error::Error>> {
 /// let listener = Listener::new(tokio::net::TcpListener::bind("127.0.0.1:3000").await?, shutdown);
-/// axum::serve(listener, app.layer(ShutdownLayer::new(shutdown)))
-///     .with_graceful_shutdown(shutdown.requests_done())
-///     .await?;
+/// let server = axum::serve(listener, app.layer(ShutdownLayer::new(shutdown)));
+/// // Not awaited in `main`: a handler that blocks its thread would keep the report waiting.
+/// tokio::spawn(server.with_graceful_shutdown(shutdown.requests_done()).into_future());
 /// # Ok(())
 /// # }
 /// ```

@@ -108,6 +108,15 @@ impl Process {
         Self { child, status: None, stdout, stderr: Arc::default(), unread: Some((reader, writer)) }
     }
 
+    /// Closes the unread stderr's other end: from now on every line written to it fails.
+    ///
+    /// # Panics
+    ///
+    /// If stderr is read.
+    pub fn break_stderr(&mut self) {
+        drop(self.unread.take().expect("started with an unread stderr"));
+    }
+
     /// Fills the unread stderr: from now on whoever writes a line to it blocks.
     ///
     /// # Panics

@@ -75,3 +75,17 @@ fn axum_service_names_the_request_it_had_to_cut() {
     assert_eq!(report["requests"]["cut_requests"][0]["route"], "GET /never", "{report:#}");
     assert!(stuck.answer().is_err(), "cut");
 }
+
+#[test]
+fn every_example_says_a_bad_budget_in_one_sentence_and_exits_with_2() {
+    for name in ["axum-service", "hyper-service", "tower-lines", "plain-main"] {
+        let mut process = Process::start(Command::new(binary(name)).env("SHUTDOWN_TOTAL_TIMEOUT", "soon"));
+        assert_eq!(process.exit_code(PATIENCE), 2);
+        let stderr = process.stderr();
+        assert_eq!(stderr.lines().count(), 1, "{stderr}");
+        assert!(stderr.contains(name) && stderr.contains("SHUTDOWN_TOTAL_TIMEOUT"), "{stderr}");
+        let mut process = Process::start(Command::new(binary(name)).env("SHUTDOWN_TOTAL_TIMEOUT", "1ms"));
+        assert_eq!(process.exit_code(PATIENCE), 2);
+        assert!(process.stderr().contains("impossible"), "{}", process.stderr());
+    }
+}

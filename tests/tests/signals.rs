@@ -154,3 +154,37 @@ fn the_echo_of_a_first_signal_is_no_third_one() {
     let report = read_report(&dir.path().join("data"));
     assert_eq!(report["signals"].as_array().map(Vec::len), Some(2), "{report:#}");
 }
+
+#[test]
+fn a_stderr_whose_reader_is_gone_keeps_nothing_from_happening() {
+    let dir = tempfile::tempdir().expect("a temporary directory");
+    let mut process = Process::start_unread(&mut EdgeProxy::command(dir.path()));
+    let (listen, admin) = (process.address("  traffic "), process.address("  admin "));
+    let mut slow = Connection::open(listen).expect("it serves");
+    slow.send("GET", "/slow?ms=700", "connection: close\r\n").expect("it reads");
+    status_until(admin, |status| status["requests"]["active"] == 1);
+    process.break_stderr();
+    process.signal(Signal::TERM);
+    status_until(admin, |status| status["phase"] == "draining");
+    assert_eq!(slow.answer().expect("finishes").status, 200);
+    assert_eq!(process.exit_code(PATIENCE), 0);
+    assert_eq!(read_report(&dir.path().join("data"))["requests"]["drained"], 1);
+}
+
+#[test]
+fn a_process_that_wakes_up_after_its_total_still_writes_its_report() {
+    let dir = tempfile::tempdir().expect("a temporary directory");
+    let total = Duration::from_secs(1);
+    let mut process = Process::start(EdgeProxy::command(dir.path()).env("SHUTDOWN_TOTAL_TIMEOUT", "1"));
+    let (listen, admin) = (process.address("  traffic "), process.address("  admin "));
+    let mut stuck = Connection::open(listen).expect("it serves");
+    stuck.send("GET", "/never", "").expect("it reads");
+    status_until(admin, |status| status["requests"]["active"] == 1);
+    process.signal(Signal::TERM);
+    status_until(admin, |status| status["phase"] == "draining");
+    process.signal(Signal::STOP);
+    std::thread::park_timeout(total + Duration::from_millis(200));
+    process.signal(Signal::CONT);
+    assert_eq!(process.exit_code(PATIENCE), 11);
+    assert_eq!(read_report(&dir.path().join("data"))["requests"]["cut"], 1);
+}

@@ -8,14 +8,21 @@
 
 mod routes;
 
+use std::convert::Infallible;
 use std::error::Error;
+use std::process::ExitCode;
 
-use shutdown_core::{ShutdownConfig, ShutdownCoordinator, Signals}; // 1
+use shutdown_core::{ShutdownConfig, ShutdownCoordinator, Signals, start_failure}; // 1
 use shutdown_tower::{Listener, ShutdownLayer}; // 2
 use tokio::net::TcpListener;
 
 #[tokio::main]
-async fn main() -> Result<(), Box<dyn Error>> {
+async fn main() -> ExitCode {
+    let Err(error) = run().await;
+    start_failure("axum-service", &*error) // 1 or 2, and one sentence
+}
+
+async fn run() -> Result<Infallible, Box<dyn Error>> {
     let signals = Signals::claim()?; // 3: the first statement
     tracing_subscriber::fmt().with_writer(std::io::stderr).init();
 
@@ -33,9 +40,9 @@ async fn main() -> Result<(), Box<dyn Error>> {
         |request: &axum::extract::Request| format!("{} {}", request.method(), request.uri().path()).into();
     let app = routes::router().layer(ShutdownLayer::new(shutdown).named(name)); // 6
     let listener = Listener::new(listener, shutdown); // 7
-    axum::serve(listener, app)
-        .with_graceful_shutdown(shutdown.requests_done()) // 8
-        .await?;
+    let server = axum::serve(listener, app).with_graceful_shutdown(shutdown.requests_done()); // 8
+    // Not awaited here: a handler that blocks its thread would keep the report waiting.
+    tokio::spawn(server.into_future());
 
     shutdown.finished().await.exit() // 9
 }

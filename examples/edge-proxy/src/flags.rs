@@ -11,9 +11,9 @@ use crate::Failure;
 
 /// An edge proxy that stops well.
 ///
-/// Each flag is also EDGE_PROXY_<FLAG> in the environment or in .env (several upstreams separated by commas), and
-/// a key of the configuration file. A flag goes before the environment, that before .env, that before the file.
-/// The budgets of the shutdown are SHUTDOWN_* variables; --check shows them.
+/// Each flag but --check is also EDGE_PROXY_<FLAG> in the environment or in .env (several upstreams separated by
+/// commas) and, but for --config, a key of the configuration file. A flag goes before the environment, that before .env, that before the file.
+/// The budgets of the shutdown are SHUTDOWN_* variables, lower-case keys in the file; --check shows them.
 #[derive(Debug, Default, Parser)]
 #[command(name = "edge-proxy", version)]
 pub(crate) struct Flags {

@@ -190,14 +190,31 @@ fn log_to_stderr() -> Result<(), Failure> {
     tracing_subscriber::fmt()
         .compact()
         .with_env_filter(filter)
-        .with_writer(std::io::stderr)
+        .with_writer(|| Stderr)
         .try_init()
         .map_err(|error| Failure::Start(format!("logging cannot be set up: {error}")))
 }
 
+/// Stderr that never fails: what reads it may be gone, and a log line is no reason to panic.
+struct Stderr;
+
+impl Write for Stderr {
+    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+        let _ = std::io::stderr().write_all(bytes);
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        Ok(())
+    }
+}
+
 /// `--check`: the configuration and the plan as they would be.
 fn effective(settings: &Settings, plan: &Plan) -> String {
-    format!("{settings}\n{plan}\n")
+    let late = settings.budgets.grace_period.filter(|grace| *grace < plan.total).map_or("", |_| {
+        "warning: SHUTDOWN_GRACE_PERIOD is below the total: the platform kills before the shutdown may end\n"
+    });
+    format!("{settings}\n{plan}\n{late}")
 }
 
 fn what_to_try(

@@ -17,10 +17,16 @@ use crate::reason::{Reason, SignalReceived, Urgency};
 use crate::report::{CUT_LISTED, CutRequest, PhaseReport, RequestsReport, ShutdownReport, SignalReport, ms};
 use crate::stage::Executor;
 
-/// How long a listener has to empty its accept queue and close, once Draining has begun.
+/// How long a listener has at least to empty its accept queue and close, once Draining has begun; the linger, if that
+/// is longer: a process without file descriptors gets some back only as connections end.
 const LISTENER_CLOSE: Duration = Duration::from_millis(500);
 /// Kept of the total for leaving, when the report's files take all the time there is.
+#[cfg(feature = "files")]
 const LEAVE: Duration = Duration::from_millis(50);
+/// What the report's files are given at least: a process that was stopped (SIGSTOP, a paused machine) may wake up when
+/// its total has passed.
+#[cfg(feature = "files")]
+const WRITE: Duration = Duration::from_millis(100);
 
 /// One shutdown under way: its clock, its plan, and the means to write its report.
 pub(super) struct Run {
@@ -159,7 +165,8 @@ impl Run {
     pub(super) async fn close_listeners(&self) -> bool {
         let core = self.core;
         core.listeners.close();
-        if timeout_at(Instant::now() + LISTENER_CLOSE, core.listeners.wait()).await.is_err() {
+        let within = LISTENER_CLOSE.max(self.plan().linger);
+        if timeout_at(Instant::now() + within, core.listeners.wait()).await.is_err() {
             let listeners = core.listeners.len();
             self.log.line(move || {
                 tracing::warn!(target: "shutdown", listeners, "a listener did not close in time");
@@ -256,7 +263,7 @@ impl Run {
     pub(super) async fn write(&self, report: &Arc<ShutdownReport>) {
         let Some(files) = self.report_files.clone() else { return };
         let report = Arc::clone(report);
-        let deadline = self.began + self.core.config.total - LEAVE;
+        let deadline = (self.began + self.core.config.total - LEAVE).max(Instant::now() + WRITE);
         let context =
             crate::stage::StageContext { deadline, token: tokio_util::sync::CancellationToken::new() };
         let task = crate::stage::boxed(move |_| async move { Ok(files.write(&report)?) });

@@ -3,6 +3,7 @@
 use std::convert::Infallible;
 use std::error::Error;
 use std::net::SocketAddr;
+use std::process::ExitCode;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -13,13 +14,18 @@ use hyper_util::rt::{TokioExecutor, TokioIo};
 use hyper_util::server::conn::auto;
 use hyper_util::service::TowerToHyperService;
 use shutdown_core::net::{Listener, bind};
-use shutdown_core::{ShutdownConfig, ShutdownCoordinator, Signals};
+use shutdown_core::{ShutdownConfig, ShutdownCoordinator, Signals, start_failure};
 use shutdown_tower::ShutdownLayer;
 use tokio::net::TcpListener;
 use tower::{ServiceBuilder, service_fn};
 
 #[tokio::main]
-async fn main() -> Result<(), Box<dyn Error>> {
+async fn main() -> ExitCode {
+    let Err(error) = run().await;
+    start_failure("hyper-service", &*error)
+}
+
+async fn run() -> Result<Infallible, Box<dyn Error>> {
     let signals = Signals::claim()?;
     tracing_subscriber::fmt().with_writer(std::io::stderr).init();
     let shutdown = ShutdownCoordinator::builder()

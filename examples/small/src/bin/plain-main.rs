@@ -2,13 +2,20 @@
 //!
 //! Each job is a request: the shutdown waits for the one at hand and refuses the next.
 
+use std::convert::Infallible;
 use std::error::Error;
+use std::process::ExitCode;
 use std::thread;
 use std::time::Duration;
 
-use shutdown_core::{ShutdownConfig, ShutdownCoordinator, Signals, Stage};
+use shutdown_core::{ShutdownConfig, ShutdownCoordinator, Signals, Stage, start_failure};
 
-fn main() -> Result<(), Box<dyn Error>> {
+fn main() -> ExitCode {
+    let Err(error) = run();
+    start_failure("plain-main", &*error)
+}
+
+fn run() -> Result<Infallible, Box<dyn Error>> {
     let signals = Signals::claim()?;
     tracing_subscriber::fmt().with_writer(std::io::stderr).init();
     let shutdown = ShutdownCoordinator::builder()

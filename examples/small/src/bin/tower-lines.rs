@@ -5,17 +5,23 @@
 use std::convert::Infallible;
 use std::error::Error;
 use std::net::SocketAddr;
+use std::process::ExitCode;
 use std::time::Duration;
 
 use shutdown_core::net::{Io, Listener, bind};
-use shutdown_core::{ShutdownConfig, ShutdownCoordinator, Signals};
+use shutdown_core::{ShutdownConfig, ShutdownCoordinator, Signals, start_failure};
 use shutdown_tower::{GuardError, GuardLayer, ShutdownAware};
 use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufStream};
 use tokio::net::{TcpListener, TcpStream};
 use tower::{Service, ServiceBuilder, ServiceExt, service_fn};
 
 #[tokio::main]
-async fn main() -> Result<(), Box<dyn Error>> {
+async fn main() -> ExitCode {
+    let Err(error) = run().await;
+    start_failure("tower-lines", &*error)
+}
+
+async fn run() -> Result<Infallible, Box<dyn Error>> {
     let signals = Signals::claim()?;
     tracing_subscriber::fmt().with_writer(std::io::stderr).init();
     let shutdown = ShutdownCoordinator::builder()

@@ -102,6 +102,18 @@ pub(crate) enum Mutant {
 }
 
 impl Shared {
+    fn new() -> Self {
+        Self {
+            pending: AtomicU64::new(BIAS),
+            closed: AtomicBool::new(false),
+            drained: Latch::with_shards(1),
+            admitted: AtomicU64::new(0),
+            client_gone: AtomicU64::new(0),
+            #[cfg(shutdown_loom)]
+            mutant: Mutant::None,
+        }
+    }
+
     #[cfg(not(shutdown_loom))]
     #[inline]
     const fn order(&self, strong: Ordering) -> Ordering {
@@ -130,33 +142,12 @@ impl Tracker {
 
     /// A tracker with `shards` shards, rounded up to a power of two.
     pub(crate) fn with_shards(shards: usize) -> Self {
-        Self::leak(
-            shards,
-            Shared {
-                pending: AtomicU64::new(BIAS),
-                closed: AtomicBool::new(false),
-                drained: Latch::with_shards(1),
-                admitted: AtomicU64::new(0),
-                client_gone: AtomicU64::new(0),
-                #[cfg(shutdown_loom)]
-                mutant: Mutant::None,
-            },
-        )
+        Self::leak(shards, Shared::new())
     }
 
     #[cfg(shutdown_loom)]
     pub(crate) fn mutated(shards: usize, mutant: Mutant) -> Self {
-        Self::leak(
-            shards,
-            Shared {
-                pending: AtomicU64::new(BIAS),
-                closed: AtomicBool::new(false),
-                drained: Latch::with_shards(1),
-                admitted: AtomicU64::new(0),
-                client_gone: AtomicU64::new(0),
-                mutant,
-            },
-        )
+        Self::leak(shards, Shared { mutant, ..Shared::new() })
     }
 
     fn leak(shards: usize, shared: Shared) -> Self {

@@ -17,6 +17,11 @@ pub(crate) const MOST: usize = 64;
 
 const NO_PORT: &str = "has no port between 1 and 65535: write http://host:port";
 
+/// What was probably meant, if it could be used; else the form.
+fn likely(url: &str) -> &str {
+    if Upstream::parse(url).is_ok() { url } else { "http://host:port" }
+}
+
 /// One upstream, `http://host:port`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Upstream {
@@ -39,7 +44,7 @@ impl Upstream {
     pub(crate) fn parse(text: &str) -> Result<Self, String> {
         let wrong = |what: &str| Err(format!("upstream {text:?} {what}"));
         let Some((scheme, rest)) = text.split_once("://") else {
-            return wrong(&format!("has no scheme: write http://{text}"));
+            return wrong(&format!("has no scheme: write {}", likely(&format!("http://{text}"))));
         };
         if !scheme.eq_ignore_ascii_case("http") {
             return wrong(&format!("has the scheme {scheme:?}: only http://host:port is supported"));
@@ -53,14 +58,16 @@ impl Upstream {
         }
         let Some((host, port)) = authority.rsplit_once(':').filter(|(host, _)| !host.contains([':', '[']))
         else {
-            return wrong(&format!("has no port: write http://{authority}:80"));
+            return wrong(&format!("has no port: write {}", likely(&format!("http://{authority}:80"))));
         };
         let is_name = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '.' | '_');
         if host.is_empty() || !host.chars().all(is_name) {
             return wrong("has no host name: write http://host:port");
         }
         match port.parse() {
-            Ok(port) if port != 0 => Ok(Self { host: Host::Name(host.to_owned()), port }),
+            Ok(port) if port != 0 && !authority.contains('+') => {
+                Ok(Self { host: Host::Name(host.to_owned()), port })
+            }
             _ => wrong(NO_PORT),
         }
     }
@@ -249,6 +256,12 @@ mod tests {
             ("http://a:1/path", "write http://host:port"),
             ("http://user@a:1", "write http://host:port"),
             ("http://:80", "write http://host:port"),
+            ("a", "write http://host:port"),
+            ("", "write http://host:port"),
+            ("//a:80", "write http://host:port"),
+            ("http://[::1", "write http://host:port"),
+            ("http://127.0.0.1:80:90", "write http://host:port"),
+            ("http://127.0.0.1:+80", "between 1 and 65535"),
         ] {
             let error = Upstream::parse(text).unwrap_err();
             assert!(error.contains(fix) && error.contains(&format!("{text:?}")), "{error}");

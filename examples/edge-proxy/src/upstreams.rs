@@ -17,11 +17,6 @@ pub(crate) const MOST: usize = 64;
 
 const NO_PORT: &str = "has no port between 1 and 65535: write http://host:port";
 
-/// What was probably meant, if it could be used; else the form.
-fn likely(url: &str) -> &str {
-    if Upstream::parse(url).is_ok() { url } else { "http://host:port" }
-}
-
 /// One upstream, `http://host:port`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Upstream {
@@ -43,8 +38,15 @@ impl Upstream {
     /// What is wrong with it and how to write it, as one sentence.
     pub(crate) fn parse(text: &str) -> Result<Self, String> {
         let wrong = |what: &str| Err(format!("upstream {text:?} {what}"));
+        let is_name = |name: &str| {
+            let in_names = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '.' | '_');
+            !name.is_empty() && name.chars().all(in_names)
+        };
         let Some((scheme, rest)) = text.split_once("://") else {
-            return wrong(&format!("has no scheme: write {}", likely(&format!("http://{text}"))));
+            let with_scheme = format!("http://{text}");
+            let usable = Self::parse(&with_scheme).is_ok();
+            let suggestion = if usable { &with_scheme } else { "http://host:port" };
+            return wrong(&format!("has no scheme: write {suggestion}"));
         };
         if !scheme.eq_ignore_ascii_case("http") {
             return wrong(&format!("has the scheme {scheme:?}: only http://host:port is supported"));
@@ -58,10 +60,12 @@ impl Upstream {
         }
         let Some((host, port)) = authority.rsplit_once(':').filter(|(host, _)| !host.contains([':', '[']))
         else {
-            return wrong(&format!("has no port: write {}", likely(&format!("http://{authority}:80"))));
+            let with_port = format!("{authority}:80");
+            let usable = with_port.parse::<SocketAddr>().is_ok() || is_name(authority);
+            let suggestion = if usable { with_port } else { "host:port".to_owned() };
+            return wrong(&format!("has no port: write http://{suggestion}"));
         };
-        let is_name = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '.' | '_');
-        if host.is_empty() || !host.chars().all(is_name) {
+        if !is_name(host) {
             return wrong("has no host name: write http://host:port");
         }
         match port.parse() {

@@ -11,7 +11,9 @@ use std::future::pending;
 use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
+use std::sync::atomic::AtomicBool;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
+use std::sync::{Arc, Once};
 use std::time::Duration;
 
 use rustix::process::{Pid, Signal, kill_process};
@@ -19,6 +21,8 @@ use shutdown_core::{
     Builder, InstallError, Outcome, Phase, Reason, ShutdownConfig, ShutdownCoordinator, ShutdownReport,
     Signals, Stage, StageReport,
 };
+use signal_hook::consts::{SIGHUP, SIGINT, SIGQUIT, SIGTERM};
+use signal_hook::flag::register_conditional_default;
 use tokio::time::{Instant, sleep};
 
 /// Set in the child: the directory that is its own.
@@ -59,6 +63,18 @@ struct Ended {
     dir: tempfile::TempDir,
 }
 
+/// Lets children start with the default action for every stop signal, however this process was started: a shell's
+/// background job ignores INT and QUIT, and exec hands on what is ignored, but not what is handled.
+fn default_signals() {
+    static ONCE: Once = Once::new();
+    ONCE.call_once(|| {
+        for number in [SIGHUP, SIGINT, SIGQUIT, SIGTERM] {
+            let default = Arc::new(AtomicBool::new(true));
+            register_conditional_default(number, default).expect("a signal that can be handled");
+        }
+    });
+}
+
 impl Child {
     /// Starts `scenario` in a process of its own. In that process it does not return.
     fn start(test: &str, scenario: fn(&Path) -> ShutdownReport) -> Self {
@@ -75,6 +91,7 @@ impl Child {
             println!("report {}", serde_json::to_string(&report).unwrap());
             report.exit();
         }
+        default_signals();
         let dir = tempfile::tempdir().unwrap();
         let mut process = command(std::env::current_exe().unwrap())
             .args(["--exact", test, "--nocapture", "--test-threads=1"])

@@ -5,12 +5,15 @@ use std::io::{BufRead, BufReader, PipeReader, PipeWriter, Read, Write};
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
-use std::sync::{Arc, Condvar, Mutex};
+use std::sync::atomic::AtomicBool;
+use std::sync::{Arc, Condvar, Mutex, Once};
 use std::time::Duration;
 
 use rustix::fs::{OFlags, fcntl_getfl, fcntl_setfl};
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
+use signal_hook::consts::{SIGHUP, SIGINT, SIGQUIT, SIGTERM};
+use signal_hook::flag::register_conditional_default;
 use tokio::time::Instant;
 
 use crate::PATIENCE;
@@ -67,6 +70,18 @@ impl Printed {
     }
 }
 
+/// Lets children start with the default action for every stop signal, however this process was started: a shell's
+/// background job ignores INT and QUIT, and exec hands on what is ignored, but not what is handled.
+fn default_signals() {
+    static ONCE: Once = Once::new();
+    ONCE.call_once(|| {
+        for number in [SIGHUP, SIGINT, SIGQUIT, SIGTERM] {
+            let default = Arc::new(AtomicBool::new(true));
+            register_conditional_default(number, default).expect("a signal that can be handled");
+        }
+    });
+}
+
 /// A process that is ended with its handle.
 pub struct Process {
     child: Child,
@@ -83,6 +98,7 @@ impl Process {
     ///
     /// If it cannot be started.
     pub fn start(command: &mut Command) -> Self {
+        default_signals();
         command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
         let mut child = command.spawn().unwrap_or_else(|error| panic!("{command:?}: {error}"));
         let (stdout, stderr) = (Arc::new(Printed::default()), Arc::new(Printed::default()));
@@ -97,6 +113,7 @@ impl Process {
     ///
     /// If it cannot be started.
     pub fn start_unread(command: &mut Command) -> Self {
+        default_signals();
         let (reader, writer) = std::io::pipe().expect("a pipe");
         let theirs = writer.try_clone().expect("a descriptor");
         command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(theirs);

@@ -23,7 +23,7 @@ use crate::latch::{Latch, Wait};
 use crate::phase::Phase;
 use crate::plan::{Plan, Stage};
 use crate::reason::{Reason, SignalReceived, Urgency};
-use crate::report::{Outcome, ShutdownReport, StageReport, TaskReport, ms};
+use crate::report::{CUT_LISTED, CutRequest, Outcome, ShutdownReport, StageReport, TaskReport, ms};
 use crate::snapshot::{Connections, InFlight, Requests, Snapshot};
 use crate::stage::{StageContext, Unit, When, boxed};
 use crate::tasks::{Policy, TaskOutput, Tasks};
@@ -161,10 +161,25 @@ impl Core {
             last.end_ms = report.duration_ms;
         }
         report.requests.refused = self.requests.refused();
+        if self.phase() < Phase::Closing && !self.cut.is_set() {
+            // The drain has not ended: should the process leave now, it takes these with it.
+            self.count_as_cut(&mut report, now);
+        }
         let not_begun = self.not_begun(&report);
         report.stages.extend(not_begun);
         report.exit_code = report.exit_code();
         Some(report)
+    }
+
+    /// Writes what is in flight at `now` into the report as cut.
+    pub(crate) fn count_as_cut(&self, report: &mut ShutdownReport, now: Instant) {
+        report.requests.cut = self.requests.alive();
+        report.connections.cut = self.connections.alive();
+        let cut = self.named.list().into_iter().take(CUT_LISTED).map(|request| CutRequest {
+            age_ms: ms(now.saturating_duration_since(request.started)),
+            route: request.route,
+        });
+        report.requests.cut_requests = cut.collect();
     }
 
     /// The stages that have something to do and no line in `report` yet: skipped, unless their turn still comes.

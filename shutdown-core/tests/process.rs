@@ -535,7 +535,9 @@ fn a_stuck_driver_is_ended_by_the_watchdog_at_the_total_with_a_report() {
     let took = begin.elapsed();
     assert!(took >= ms(1500) - SLACK && took <= ms(1500) + SLACK, "{took:?}");
     let last = ended.last();
-    assert_eq!((ended.code, last.exit_code, last.watchdog), (Some(10), 10, true));
+    // The request it held goes down with it, and the report says so.
+    assert_eq!((ended.code, last.exit_code, last.watchdog), (Some(11), 11, true));
+    assert_eq!(last.requests.cut, 1);
     took_about(&last, ms(1500));
     assert_eq!(ends(&last, "persist"), [("state".to_owned(), Outcome::Skipped)]);
     assert!(matches!(last.reason, Reason::Signal(_)));

@@ -14,7 +14,7 @@ use crate::log::Log;
 use crate::phase::Phase;
 use crate::plan::{CUT_SETTLE, Plan, Step};
 use crate::reason::{Reason, SignalReceived, Urgency};
-use crate::report::{CUT_LISTED, CutRequest, PhaseReport, RequestsReport, ShutdownReport, SignalReport, ms};
+use crate::report::{CutRequest, PhaseReport, RequestsReport, ShutdownReport, SignalReport, ms};
 use crate::stage::Executor;
 
 /// How long a listener has at least to empty its accept queue and close, once Draining has begun; the linger, if that
@@ -193,31 +193,19 @@ impl Run {
                 timeout_at((Instant::now() + CUT_SETTLE / 2).min(latest), core.connections.drained()).await;
         }
         let now = Instant::now();
-        let cut_requests: Vec<_> = core
-            .named
-            .list()
-            .into_iter()
-            .take(CUT_LISTED)
-            .map(|request| CutRequest {
-                age_ms: ms(now.saturating_duration_since(request.started)),
-                route: request.route,
-            })
-            .collect();
-        let (requests, connections) = (core.requests.alive(), core.connections.alive());
-        let named = cut_requests.clone();
+        let (requests, connections) = self.draft(|draft| {
+            core.count_as_cut(&mut draft.report, now);
+            draft.report.requests.client_gone = core.requests.client_gone() - self.gone_before;
+            (draft.report.requests.clone(), draft.report.connections.cut)
+        });
         self.log.line(move || {
-            for CutRequest { route, age_ms } in named {
+            for CutRequest { route, age_ms } in requests.cut_requests {
                 tracing::warn!(target: "shutdown", route = &*route, age_ms, "request cut");
             }
-            if requests + connections > 0 {
+            if requests.cut + connections > 0 {
+                let requests = requests.cut;
                 tracing::warn!(target: "shutdown", requests, connections, "drain deadline: cutting what is left");
             }
-        });
-        self.draft(|draft| {
-            draft.report.requests.cut = requests;
-            draft.report.requests.client_gone = core.requests.client_gone() - self.gone_before;
-            draft.report.requests.cut_requests = cut_requests;
-            draft.report.connections.cut = connections;
         });
         core.requests_done.set();
         core.cut.set();

@@ -3,12 +3,56 @@
 //! Every value has a default; a bad value is an error that names the variable, the value and the fix.
 
 use std::fmt;
+use std::str::FromStr;
 use std::time::Duration;
 
 use serde::Serialize;
 
 /// The longest budget that can be asked for: 7 days. Beyond it a typing error is likelier than a wish.
 const LONGEST: Duration = Duration::from_secs(7 * 24 * 60 * 60);
+
+/// What is still served, and who is asked to leave, while the service is a lame duck.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum LameDuckPolicy {
+    /// Everything is served, and every answer asks its client to leave.
+    #[default]
+    All,
+    /// Safe methods (RFC 9110 §9.2.1: GET, HEAD, OPTIONS, TRACE) are served; from here on others are refused, so that
+    /// nothing new has to be finished.
+    ReadOnly,
+    /// Everything is served, and a growing share of the answers asks its client to leave: none at the beginning, all
+    /// at the end of the lame duck. Clients move to the neighbours one after another.
+    Gradual,
+}
+
+impl LameDuckPolicy {
+    /// The policy as written in configurations: `all`, `read-only`, `gradual`.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::All => "all",
+            Self::ReadOnly => "read-only",
+            Self::Gradual => "gradual",
+        }
+    }
+}
+
+impl fmt::Display for LameDuckPolicy {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(self.as_str())
+    }
+}
+
+impl FromStr for LameDuckPolicy {
+    type Err = ConfigError;
+
+    fn from_str(text: &str) -> Result<Self, ConfigError> {
+        [Self::All, Self::ReadOnly, Self::Gradual]
+            .into_iter()
+            .find(|policy| policy.as_str() == text)
+            .ok_or_else(|| ConfigError::NotAPolicy { value: text.to_owned() })
+    }
+}
 
 /// The budgets of a shutdown. Budgets are caps; what each stage is promised is in [`Plan`](crate::Plan).
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
@@ -38,6 +82,12 @@ pub struct ShutdownConfig {
     /// From the reason to the exit, lame duck and report included. `SHUTDOWN_TOTAL_TIMEOUT`, default 28 s:
     /// Kubernetes kills at 30 s and does not tell the process so.
     pub total: Duration,
+    /// What is still served, and who is asked to leave, in the lame duck. `SHUTDOWN_LAME_DUCK_POLICY`: `all`
+    /// (default), `read-only` or `gradual`.
+    pub lame_duck_policy: LameDuckPolicy,
+    /// Over how long sessions are told to end, when there are many. `SHUTDOWN_SESSION_WINDOW`, default 3 s, never
+    /// more than `lame_duck` and half of `websocket`.
+    pub session_window: Duration,
     /// When the platform kills, if it says so. `SHUTDOWN_GRACE_PERIOD`, default unknown. Only compared with
     /// `total` for a warning.
     pub grace_period: Option<Duration>,
@@ -56,6 +106,8 @@ impl Default for ShutdownConfig {
             database: Duration::from_secs(5),
             companion: Duration::from_secs(10),
             total: Duration::from_secs(28),
+            lame_duck_policy: LameDuckPolicy::All,
+            session_window: Duration::from_secs(3),
             grace_period: None,
         }
     }
@@ -63,7 +115,7 @@ impl Default for ShutdownConfig {
 
 impl ShutdownConfig {
     /// The variables read by [`from_env`](Self::from_env).
-    pub const VARIABLES: [&'static str; 11] = [
+    pub const VARIABLES: [&'static str; 13] = [
         "SHUTDOWN_LAME_DUCK",
         "SHUTDOWN_LINGER",
         "SHUTDOWN_GRACEFUL_TIMEOUT",
@@ -74,6 +126,8 @@ impl ShutdownConfig {
         "SHUTDOWN_DB_TIMEOUT",
         "SHUTDOWN_COMPANION_TIMEOUT",
         "SHUTDOWN_TOTAL_TIMEOUT",
+        "SHUTDOWN_LAME_DUCK_POLICY",
+        "SHUTDOWN_SESSION_WINDOW",
         "SHUTDOWN_GRACE_PERIOD",
     ];
 
@@ -126,6 +180,10 @@ impl ShutdownConfig {
         set(&mut config.cache, "SHUTDOWN_CACHE_TIMEOUT")?;
         set(&mut config.companion, "SHUTDOWN_COMPANION_TIMEOUT")?;
         set(&mut config.total, "SHUTDOWN_TOTAL_TIMEOUT")?;
+        set(&mut config.session_window, "SHUTDOWN_SESSION_WINDOW")?;
+        if let Some(value) = lookup("SHUTDOWN_LAME_DUCK_POLICY") {
+            config.lame_duck_policy = value.parse()?;
+        }
         config.grace_period = read("SHUTDOWN_GRACE_PERIOD")?;
         if config.linger > config.graceful {
             if linger_given {
@@ -189,6 +247,11 @@ pub enum ConfigError {
         /// What is wrong, as the end of a sentence.
         problem: &'static str,
     },
+    /// The lame duck's policy is none of those there are.
+    NotAPolicy {
+        /// What was asked for.
+        value: String,
+    },
     /// The linger is longer than the graceful budget that contains it.
     LingerTooLong {
         /// `SHUTDOWN_LINGER`.
@@ -204,6 +267,10 @@ impl fmt::Display for ConfigError {
             Self::NotADuration { name, value, problem } => {
                 write!(f, "{name}={value:?} is not a duration that can be used: {problem}")
             }
+            Self::NotAPolicy { value } => write!(
+                f,
+                "SHUTDOWN_LAME_DUCK_POLICY={value:?} is no policy: write all, read-only or gradual"
+            ),
             Self::LingerTooLong { linger, graceful } => write!(
                 f,
                 "SHUTDOWN_LINGER={} is longer than SHUTDOWN_GRACEFUL_TIMEOUT={}, which contains it: lower the first or \

@@ -3,7 +3,7 @@
 use std::borrow::Cow;
 use std::fmt;
 use std::future::Future;
-use std::sync::atomic::{AtomicU8, AtomicU32, Ordering};
+use std::sync::atomic::{AtomicU8, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
@@ -16,15 +16,17 @@ use tokio_util::task::TaskTracker;
 use tokio_util::task::task_tracker::TaskTrackerToken;
 
 use crate::builder::Builder;
-use crate::config::ShutdownConfig;
+use crate::config::{LameDuckPolicy, ShutdownConfig};
+use crate::connections::{ConnectionGuard, Connections};
 use crate::error::{AddStageTaskError, BoxError, ShuttingDown};
-use crate::inflight::{ConnectionGuard, NamedRequestGuard, Registry, RequestGuard, Tracker};
+use crate::inflight::{NamedRequestGuard, Registry, RequestGuard, Tracker};
 use crate::latch::{Latch, Wait};
 use crate::phase::Phase;
 use crate::plan::{Plan, Stage};
 use crate::reason::{Reason, SignalReceived, Urgency};
-use crate::report::{CUT_LISTED, CutRequest, Outcome, ShutdownReport, StageReport, TaskReport, ms};
-use crate::snapshot::{Connections, InFlight, Requests, Snapshot};
+use crate::report::{CUT_LISTED, CutRequest, CutSession, Outcome, ShutdownReport, StageReport, TaskReport, ms};
+use crate::sessions::{Session, Sessions};
+use crate::snapshot::{self, InFlight, Requests, Snapshot};
 use crate::stage::{StageContext, Unit, When, boxed};
 use crate::tasks::{Policy, TaskOutput, Tasks};
 
@@ -53,9 +55,16 @@ pub(crate) struct Core {
     commands: mpsc::UnboundedSender<Command>,
     pub(crate) urgency: watch::Sender<Urgency>,
     pub(crate) requests: Tracker,
-    pub(crate) connections: Tracker,
+    pub(crate) connections: Connections,
+    pub(crate) sessions: Sessions,
     pub(crate) named: Registry,
     pub(crate) leaving: Latch,
+    /// When the lame duck began.
+    left: OnceLock<Instant>,
+    /// Answers that were asked whether to close, under [`LameDuckPolicy::Gradual`].
+    asked: AtomicU64,
+    /// Requests refused by [`LameDuckPolicy::ReadOnly`].
+    turned_away: AtomicU64,
     pub(crate) draining: Latch,
     pub(crate) requests_done: Latch,
     pub(crate) cut: Latch,
@@ -107,9 +116,13 @@ impl Core {
             commands,
             urgency: watch::Sender::new(Urgency::Graceful),
             requests: Tracker::new(),
-            connections: Tracker::new(),
+            connections: Connections::new(),
+            sessions: Sessions::new(),
             named: Registry::new(),
             leaving: Latch::new(),
+            left: OnceLock::new(),
+            asked: AtomicU64::new(0),
+            turned_away: AtomicU64::new(0),
             draining: Latch::new(),
             requests_done: Latch::new(),
             cut: Latch::new(),
@@ -136,7 +149,10 @@ impl Core {
         // Release: pairs with the Acquire in `phase`, so who sees the phase sees what led to it.
         self.phase.store(phase as u8, Ordering::Release);
         match phase {
-            Phase::LameDuck => self.leaving.set(),
+            Phase::LameDuck => {
+                let _ = self.left.set(Instant::now());
+                self.leaving.set();
+            }
             Phase::Draining => self.draining.set(),
             _ => {}
         }
@@ -160,10 +176,14 @@ impl Core {
         if let Some(last) = report.phases.last_mut() {
             last.end_ms = report.duration_ms;
         }
-        report.requests.refused = self.requests.refused();
+        report.requests.refused = self.refused();
         if self.phase() < Phase::Closing && !self.cut.is_set() {
             // The drain has not ended: should the process leave now, it takes these with it.
             self.count_as_cut(&mut report, now);
+        }
+        report.sessions.told = self.sessions.told();
+        if !self.sessions.cut.is_set() {
+            self.count_sessions_as_cut(&mut report, now);
         }
         let not_begun = self.not_begun(&report);
         report.stages.extend(not_begun);
@@ -174,7 +194,7 @@ impl Core {
     /// Writes what is in flight at `now` into the report as cut.
     pub(crate) fn count_as_cut(&self, report: &mut ShutdownReport, now: Instant) {
         report.requests.cut = self.requests.alive();
-        report.connections.cut = self.connections.alive();
+        report.connections.cut = self.connections.awaited.alive();
         let cut = self.named.list().into_iter().take(CUT_LISTED).map(|request| CutRequest {
             age_ms: ms(now.saturating_duration_since(request.started)),
             route: request.route,
@@ -182,12 +202,39 @@ impl Core {
         report.requests.cut_requests = cut.collect();
     }
 
-    /// The stages that have something to do and no line in `report` yet: skipped, unless their turn still comes.
-    fn not_begun(&self, report: &ShutdownReport) -> Vec<StageReport> {
+    /// Writes the sessions that are left at `now` into the report as cut.
+    pub(crate) fn count_sessions_as_cut(&self, report: &mut ShutdownReport, now: Instant) {
+        report.sessions.cut = self.sessions.tracker.alive();
+        let cut = self.sessions.names.list().into_iter().take(CUT_LISTED).map(|session| CutSession {
+            age_ms: ms(now.saturating_duration_since(session.started)),
+            name: session.route,
+        });
+        report.sessions.cut_sessions = cut.collect();
+    }
+
+    /// Requests refused because they came too late, or by the lame duck's policy.
+    pub(crate) fn refused(&self) -> u64 {
+        self.requests.refused() + self.turned_away.load(Ordering::Relaxed)
+    }
+
+    /// The name under which the sessions stand in the plan and the report.
+    pub(crate) const SESSIONS: &'static str = "sessions";
+
+    /// The plan as it stands, with the tasks and sessions there are.
+    pub(crate) fn plan(&self) -> Plan {
         let mut plan = self.stages.lock().plan.clone();
         for name in self.tasks.names() {
             plan.add_task(Stage::Background, name);
         }
+        if self.sessions.tracker.alive() + self.connections.kept.alive() > 0 {
+            plan.add_task(Stage::WebSockets, Self::SESSIONS.into());
+        }
+        plan
+    }
+
+    /// The stages that have something to do and no line in `report` yet: skipped, unless their turn still comes.
+    fn not_begun(&self, report: &ShutdownReport) -> Vec<StageReport> {
+        let plan = self.plan();
         let begun = |stage: Stage| report.stages.iter().any(|begun| begun.stage == stage.name());
         let ahead =
             plan.stages.into_iter().filter(|planned| !planned.tasks.is_empty() && !begun(planned.stage));
@@ -275,12 +322,26 @@ impl ShutdownCoordinator {
     ///
     /// [`ShuttingDown`] once the listeners are closed.
     pub fn connection_start(&self) -> Result<ConnectionGuard, ShuttingDown> {
-        self.core.connections.start().map(ConnectionGuard)
+        ConnectionGuard::start(self.core)
     }
 
     /// Connections open; a moment's value.
     pub fn open_connection_count(&self) -> u64 {
         self.core.connections.alive()
+    }
+
+    /// Registers a WebSocket or another long stream under a name; see [`Session`].
+    ///
+    /// # Errors
+    ///
+    /// [`ShuttingDown`] once stage WebSockets has begun.
+    pub fn session_start(&self, name: impl Into<Cow<'static, str>>) -> Result<Session, ShuttingDown> {
+        Session::start(self.core, name.into())
+    }
+
+    /// Sessions open; a moment's value.
+    pub fn active_session_count(&self) -> u64 {
+        self.core.sessions.tracker.alive()
     }
 
     /// Registers a listener: until the guard is dropped, the drain takes it that connections are still accepted.
@@ -306,6 +367,40 @@ impl ShutdownCoordinator {
         self.phase() != Phase::Running
     }
 
+    /// Whether the answer at hand should ask its client to leave (`Connection: close`): from the lame duck on, or, under
+    /// [`LameDuckPolicy::Gradual`], for a share of the answers that grows over the lame duck. One atomic load while
+    /// the service runs.
+    #[inline]
+    pub fn asks_to_leave(&self) -> bool {
+        self.is_shutting_down() && self.asks_now(Instant::now())
+    }
+
+    #[cold]
+    fn asks_now(&self, now: Instant) -> bool {
+        let core = self.core;
+        if core.config.lame_duck_policy != LameDuckPolicy::Gradual || self.phase() != Phase::LameDuck {
+            return true;
+        }
+        let Some(left) = core.left.get() else { return false };
+        let share = now.saturating_duration_since(*left).as_secs_f64() / core.config.lame_duck.as_secs_f64();
+        // Multiples of the golden ratio: however many answers there are, the share of them is even.
+        let asked = core.asked.fetch_add(1, Ordering::Relaxed);
+        (asked as f64 * 0.618_033_988_749_894_9).fract() < share
+    }
+
+    /// Whether the lame duck's policy refuses a request: one that may change something (not `safe`, RFC 9110
+    /// §9.2.1) under [`LameDuckPolicy::ReadOnly`]. Then it is counted as refused.
+    #[inline]
+    pub fn turns_away(&self, safe: bool) -> bool {
+        let refused = !safe
+            && self.core.config.lame_duck_policy == LameDuckPolicy::ReadOnly
+            && self.is_shutting_down();
+        if refused {
+            self.core.turned_away.fetch_add(1, Ordering::Relaxed);
+        }
+        refused
+    }
+
     /// Watches the phase. A subscriber that comes late sees the phase as it is.
     pub fn subscribe(&self) -> watch::Receiver<Phase> {
         self.core.phase_watch.subscribe()
@@ -327,6 +422,20 @@ impl ShutdownCoordinator {
         self.core.leaving.wait()
     }
 
+    /// Resolves when a connection is to be told to leave: when the lame duck begins, or, under
+    /// [`LameDuckPolicy::Gradual`], at this caller's turn in it.
+    ///
+    /// # Cancel safety
+    ///
+    /// Cancel safe; the next call takes a turn of its own.
+    pub async fn asked_to_leave(&self) {
+        self.leaving().await;
+        while !self.asks_to_leave() {
+            // A share of the lame duck's time between two questions: few, and never late by more than that.
+            tokio::time::sleep(self.core.config.lame_duck / 32).await;
+        }
+    }
+
     /// Resolves when Draining begins: listeners empty their queue and close.
     pub fn draining(&self) -> Wait<'static> {
         self.core.draining.wait()
@@ -338,7 +447,8 @@ impl ShutdownCoordinator {
         self.core.requests_done.wait()
     }
 
-    /// Resolves when the drain's deadline has passed: what is still open is cut.
+    /// Resolves when the drain's deadline has passed: what is still in flight is cut, and so is every connection that
+    /// carries no session. For a connection take [`ConnectionHandle::cut`](crate::ConnectionHandle::cut).
     pub fn cut(&self) -> Wait<'static> {
         self.core.cut.wait()
     }
@@ -503,11 +613,19 @@ impl ShutdownCoordinator {
             requests: Requests {
                 active: core.requests.alive(),
                 started: core.requests.started(),
-                refused: core.requests.refused(),
+                refused: core.refused(),
                 refusing: core.requests.refuses(),
                 client_gone: core.requests.client_gone(),
             },
-            connections: Connections { open: core.connections.alive(), accepted: core.connections.started() },
+            connections: snapshot::Connections {
+                open: core.connections.alive(),
+                accepted: core.connections.accepted(),
+            },
+            sessions: snapshot::Sessions {
+                open: core.sessions.tracker.alive(),
+                opened: core.sessions.tracker.started(),
+                told: core.sessions.told(),
+            },
             oldest_in_flight: core.named.oldest().map(|request| InFlight {
                 age_ms: ms(now.saturating_duration_since(request.started)),
                 route: request.route,
@@ -522,13 +640,9 @@ impl ShutdownCoordinator {
         }
     }
 
-    /// The plan as it stands, with the tasks it has so far.
+    /// The plan as it stands, with the tasks and sessions it has so far.
     pub fn plan(&self) -> Plan {
-        let mut plan = self.core.stages.lock().plan.clone();
-        for name in self.core.tasks.names() {
-            plan.add_task(Stage::Background, name);
-        }
-        plan
+        self.core.plan()
     }
 
     /// The configuration.

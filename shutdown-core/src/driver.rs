@@ -7,6 +7,7 @@ mod run;
 mod stages;
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use tokio::sync::mpsc;
 use tokio::time::{Instant, timeout_at};
@@ -19,6 +20,9 @@ use crate::reason::{Reason, Urgency};
 use crate::report::ShutdownReport;
 use crate::stage::Executor;
 use run::Run;
+
+/// How long a connection accepted at the last moment has for its first request.
+const FIRST_REQUEST: Duration = Duration::from_millis(100);
 
 /// The owner of a coordinator; dropping it before [`run`](Self::run) ends leaves the shutdown undone.
 #[must_use = "the shutdown only happens while the driver runs"]
@@ -80,6 +84,7 @@ impl Driver {
 async fn stop(run: &Run) -> Arc<ShutdownReport> {
     let core = run.core;
     let traffic = async {
+        run.pace_sessions();
         run.enter(Phase::LameDuck);
         run.within(Step::LameDuck, std::future::pending::<()>()).await;
         run.enter(Phase::Draining);
@@ -112,18 +117,19 @@ async fn stop(run: &Run) -> Arc<ShutdownReport> {
     report
 }
 
-/// Waits until nothing accepted is left. Two trackers close at two moments: connections with the listeners,
+/// Waits until nothing accepted is left but sessions. Two trackers close at two moments: connections with the listeners,
 /// requests at the end of the linger. With no connection open, neither costs time.
 async fn drain(run: &Run) {
     let core = run.core;
     if run.close_listeners().await {
-        let linger_end = Instant::now() + run.plan().linger;
-        let _ = timeout_at(linger_end, core.connections.drained()).await;
+        // A connection that came out of the queue last has not had time to say anything, whatever the linger is.
+        let linger_end = Instant::now() + run.plan().linger.max(FIRST_REQUEST);
+        let _ = timeout_at(linger_end, core.connections.awaited.drained()).await;
     }
     core.requests.close();
     core.requests.drained().await;
     core.requests_done.set();
-    core.connections.drained().await;
+    core.connections.awaited.drained().await;
 }
 
 /// Hears what comes after the first reason: a second signal hurries, and so does `/terminate`.

@@ -344,21 +344,16 @@ impl RequestGuard {
     }
 }
 
-/// An open connection. While one that carries more than sessions is open, the drain is not over.
-#[derive(Debug)]
-#[must_use = "the connection counts as closed when its guard is dropped"]
-pub struct ConnectionGuard(#[expect(dead_code, reason = "held for its Drop")] pub(crate) Guard);
-
-/// What a named request is doing: kept for the report and for `/status`.
+/// A named request or session: kept for the report and for `/status`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct NamedRequest {
-    /// The route, in the words of whoever named it.
+    /// The route or the session's name, in the words of whoever named it.
     pub route: Cow<'static, str>,
     /// When it started.
     pub started: Instant,
 }
 
-/// The named requests in flight, in shards of one lock each. Only named requests touch it.
+/// The named requests in flight, or the sessions, in shards of one lock each. Anonymous requests do not touch it.
 #[derive(Debug)]
 pub(crate) struct Registry {
     shards: Box<[RegistryMutex<Slab<NamedRequest>>]>,

@@ -49,6 +49,7 @@
 
 mod builder;
 mod config;
+mod connections;
 mod coordinator;
 mod driver;
 mod error;
@@ -69,6 +70,7 @@ mod phase;
 mod plan;
 mod reason;
 mod report;
+mod sessions;
 #[cfg(all(unix, feature = "signals"))]
 mod signals;
 mod snapshot;
@@ -78,7 +80,8 @@ mod tasks;
 mod unwind;
 
 pub use builder::Builder;
-pub use config::{ConfigError, ShutdownConfig, display_duration, parse_duration};
+pub use config::{ConfigError, LameDuckPolicy, ShutdownConfig, display_duration, parse_duration};
+pub use connections::{ConnectionGuard, ConnectionHandle, ConnectionId, Cut};
 pub use coordinator::{Join, ListenerGuard, ShutdownCoordinator};
 pub use driver::Driver;
 pub use error::{
@@ -87,7 +90,7 @@ pub use error::{
 };
 #[cfg(feature = "files")]
 pub use history::{HISTORY_LINES, ReportFiles};
-pub use inflight::{ConnectionGuard, NamedRequest, NamedRequestGuard, RequestGuard};
+pub use inflight::{NamedRequest, NamedRequestGuard, RequestGuard};
 pub use latch::{Latch, Wait};
 pub use phase::Phase;
 pub use plan::{
@@ -96,11 +99,12 @@ pub use plan::{
 };
 pub use reason::{Reason, Requested, SignalReceived, Urgency};
 pub use report::{
-    CUT_LISTED, ConnectionsReport, CutRequest, EXIT_CLEAN, EXIT_CUT, EXIT_STAGE, Outcome, PhaseReport,
-    RequestsReport, SCHEMA, ShutdownReport, SignalReport, StageReport, TaskReport,
+    CUT_LISTED, ConnectionsReport, CutRequest, CutSession, EXIT_CLEAN, EXIT_CUT, EXIT_STAGE, Outcome,
+    PhaseReport, RequestsReport, SCHEMA, SessionsReport, ShutdownReport, SignalReport, StageReport, TaskReport,
 };
+pub use sessions::{Session, Told};
 #[cfg(all(unix, feature = "signals"))]
 pub use signals::{SAME_SIGNAL, Signals, SignalsError};
-pub use snapshot::{Connections, InFlight, Requests, Snapshot};
+pub use snapshot::{Connections, InFlight, Requests, Sessions, Snapshot};
 pub use stage::{StageContext, TOKEN_GRACE};
 pub use tasks::TaskOutput;

@@ -130,7 +130,7 @@ pub struct RequestsReport {
     pub in_flight_at_start: u64,
     /// Finished since then, those admitted since included.
     pub drained: u64,
-    /// Refused since new requests were refused.
+    /// Refused because they came too late, or by the lame duck's policy.
     pub refused: u64,
     /// Still in flight when they were cut.
     pub cut: u64,
@@ -141,8 +141,33 @@ pub struct RequestsReport {
     pub cut_requests: Vec<CutRequest>,
 }
 
-/// How many cut requests a report lists.
+/// How many cut requests, and how many cut sessions, a report lists.
 pub const CUT_LISTED: usize = 100;
+
+/// What became of the sessions.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[non_exhaustive]
+pub struct SessionsReport {
+    /// Open when the shutdown began.
+    pub open_at_start: u64,
+    /// Told to end, also those that began since.
+    pub told: u64,
+    /// Still open at the end of stage WebSockets.
+    pub cut: u64,
+    /// The cut sessions, oldest first, at most [`CUT_LISTED`].
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub cut_sessions: Vec<CutSession>,
+}
+
+/// A session that was cut.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[non_exhaustive]
+pub struct CutSession {
+    /// Its name.
+    pub name: Cow<'static, str>,
+    /// Its age when it was cut, in milliseconds.
+    pub age_ms: f64,
+}
 
 /// What became of the connections.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -200,6 +225,9 @@ pub struct ShutdownReport {
     pub requests: RequestsReport,
     /// The connections.
     pub connections: ConnectionsReport,
+    /// The sessions.
+    #[serde(default)]
+    pub sessions: SessionsReport,
     /// Whether the watchdog had to end the process.
     pub watchdog: bool,
     /// What the process exits with.
@@ -235,6 +263,7 @@ impl ShutdownReport {
             stages: Vec::new(),
             requests: RequestsReport::default(),
             connections: ConnectionsReport::default(),
+            sessions: SessionsReport::default(),
             watchdog: false,
             exit_code: EXIT_CLEAN,
         }
@@ -246,7 +275,7 @@ impl ShutdownReport {
         if let Some(signal) = self.forced_by {
             return u8::try_from(128 + signal).unwrap_or(u8::MAX);
         }
-        if self.requests.cut > 0 || self.connections.cut > 0 {
+        if self.requests.cut > 0 || self.connections.cut > 0 || self.sessions.cut > 0 {
             return EXIT_CUT;
         }
         let stage_failed =

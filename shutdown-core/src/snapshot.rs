@@ -36,6 +36,8 @@ pub struct Snapshot {
     pub requests: Requests,
     /// The connections.
     pub connections: Connections,
+    /// The sessions.
+    pub sessions: Sessions,
     /// The oldest named request in flight.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub oldest_in_flight: Option<InFlight>,
@@ -58,7 +60,7 @@ pub struct Requests {
     pub active: u64,
     /// Admitted since the start.
     pub started: u64,
-    /// Refused since new requests are refused.
+    /// Refused because they came too late, or by the lame duck's policy.
     pub refused: u64,
     /// Whether new requests are refused.
     pub refusing: bool,
@@ -70,10 +72,22 @@ pub struct Requests {
 #[derive(Clone, Copy, Debug, Serialize)]
 #[non_exhaustive]
 pub struct Connections {
-    /// Open now.
+    /// Open now, those that carry sessions included.
     pub open: u64,
     /// Accepted since the start.
     pub accepted: u64,
+}
+
+/// Session counts.
+#[derive(Clone, Copy, Debug, Serialize)]
+#[non_exhaustive]
+pub struct Sessions {
+    /// Open now.
+    pub open: u64,
+    /// Opened since the start.
+    pub opened: u64,
+    /// Told to end.
+    pub told: u64,
 }
 
 /// A named request in flight.

@@ -3,10 +3,11 @@
 //! Layers, outermost first:
 //!
 //! ```text
-//! Connection     Pingora's traits; replays what `try_peek` read
-//!   BufWriter    joins a head and a short body into one segment, as Pingora's own stream does
-//!     Io         the guard that counts the connection, and the cut
-//!       TcpStream
+//! Connection      Pingora's traits
+//!   BufWriter     joins a head and a short body into one segment, as Pingora's own stream does
+//!     FirstBytes  reads again what `try_peek` looked at
+//!       Io        the guard that counts the connection, the cut, and the end without a reset
+//!         TcpStream
 //! ```
 //!
 //! Pingora flushes at the end of every message and `BufWriter` passes a flush and a shutdown down, so nothing stays
@@ -27,27 +28,24 @@ use pingora_core::protocols::{
     GetProxyDigest, GetSocketDigest, GetTimingDigest, Peek, Shutdown, SocketDigest, Ssl, TimingDigest,
     UniqueID, UniqueIDType,
 };
-use shutdown_core::net::Io;
-use shutdown_core::{ShutdownCoordinator, Wait};
-use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, BufWriter, ReadBuf};
+use shutdown_core::net::{FirstBytes, Io};
+use shutdown_core::{ConnectionHandle, ShutdownCoordinator, Wait};
+use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt, BufWriter, ReadBuf};
 use tokio::net::TcpStream;
-use tokio::time::{Instant, Sleep};
+use tokio::time::Sleep;
 
 /// A counted TCP connection that Pingora can serve.
 ///
 /// It is open, for the coordinator, until it is dropped. Once the drain's deadline has cut it every operation
 /// fails; see [`Io`].
 pub struct Connection {
-    io: BufWriter<Io<TcpStream>>,
-    peeked: Peeked,
+    io: BufWriter<FirstBytes<Io<TcpStream>>>,
     digest: Arc<SocketDigest>,
     established: SystemTime,
     /// Of an HTTP/2 connection: ends it when it does not leave by itself.
     leave: Option<Leave>,
     /// Whether bytes wait for the socket to take them.
     unsent: bool,
-    /// Since when an HTTP/2 connection that we have ended is quiet.
-    quiet: Option<Pin<Box<Sleep>>>,
 }
 
 impl Connection {
@@ -57,14 +55,21 @@ impl Connection {
         // Ours is the only reference and the cell is new, so this cannot fail.
         let _ = digest.peer_addr.set(Some(peer.into()));
         Self {
-            io: BufWriter::with_capacity(WRITE_BUFFER, io),
-            peeked: Peeked::default(),
+            io: BufWriter::with_capacity(WRITE_BUFFER, FirstBytes::new(io)),
             digest: Arc::new(digest),
             established: SystemTime::now(),
             leave: None,
             unsent: false,
-            quiet: None,
         }
+    }
+
+    /// Looks at this connection when Pingora owns it.
+    pub fn handle(&self) -> ConnectionHandle {
+        self.tracked().handle()
+    }
+
+    fn tracked(&self) -> &Io<TcpStream> {
+        self.io.get_ref().get_ref()
     }
 
     /// Notes after a write or a flush whether anything is left to send.
@@ -95,33 +100,26 @@ impl Peek for Connection {
     /// anything would hold the drain to its deadline. This one ends when requests are over, and a request shorter
     /// than the preface is not kept waiting.
     async fn try_peek(&mut self, buf: &mut [u8]) -> io::Result<bool> {
-        let wanted = buf.len().min(H2_PREFACE.len());
-        let shutdown = self.io.get_ref().shutdown_coordinator();
-        let mut over = shutdown.requests_done();
-        while self.peeked.len < wanted && H2_PREFACE.starts_with(self.peeked.all()) {
-            let room = &mut self.peeked.bytes[self.peeked.len..wanted];
-            let read = tokio::select! {
-                // Reading first: what has arrived is answered, be it with 503.
-                biased;
-                read = self.io.read(room) => read?,
-                () = &mut over => {
-                    return Err(io::Error::new(io::ErrorKind::ConnectionAborted, "closed unused by the shutdown"));
-                }
-            };
-            if read == 0 {
-                if self.peeked.len == 0 {
-                    return Err(io::ErrorKind::UnexpectedEof.into());
-                }
-                break;
+        let shutdown = self.tracked().shutdown_coordinator();
+        let speaks_h2 = tokio::select! {
+            // Reading first: what has arrived is answered, be it with 503.
+            biased;
+            begins = self.io.get_mut().begins_with(H2_PREFACE) => begins?,
+            () = shutdown.requests_done() => {
+                return Err(io::Error::new(io::ErrorKind::ConnectionAborted, "closed unused by the shutdown"));
             }
-            self.peeked.len += read;
-        }
-        if self.peeked.all() == H2_PREFACE {
-            self.leave = Some(Leave::Serving(shutdown.leaving()));
+        };
+        let seen = self.io.get_ref().seen();
+        if seen.is_empty() {
+            return Err(io::ErrorKind::UnexpectedEof.into());
         }
         // Zeros where nothing came: the preface has none, so what is incomplete is no preface.
         buf.fill(0);
-        buf[..self.peeked.len].copy_from_slice(self.peeked.all());
+        let fits = seen.len().min(buf.len());
+        buf[..fits].copy_from_slice(&seen[..fits]);
+        if speaks_h2 {
+            self.leave = Some(Leave::Serving(shutdown.leaving()));
+        }
         Ok(true)
     }
 }
@@ -163,40 +161,14 @@ impl Leave {
     }
 }
 
-/// What was read ahead and is read again. It grows only while nothing has been read again.
-#[derive(Default)]
-struct Peeked {
-    bytes: [u8; H2_PREFACE.len()],
-    len: usize,
-    taken: usize,
-}
-
-impl Peeked {
-    fn all(&self) -> &[u8] {
-        &self.bytes[..self.len]
-    }
-
-    /// Moves as much as fits into `buf`; whether it was anything.
-    fn take_into(&mut self, buf: &mut ReadBuf<'_>) -> bool {
-        let rest = &self.bytes[self.taken..self.len];
-        let fits = rest.len().min(buf.remaining());
-        buf.put_slice(&rest[..fits]);
-        self.taken += fits;
-        fits > 0
-    }
-}
-
 impl AsyncRead for Connection {
     fn poll_read(
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
         buf: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
-        if self.peeked.take_into(buf) {
-            return Poll::Ready(Ok(()));
-        }
         let this = &mut *self;
-        let shutdown = this.io.get_ref().shutdown_coordinator();
+        let shutdown = this.tracked().shutdown_coordinator();
         let read = Pin::new(&mut this.io).poll_read(cx, buf);
         if let (Poll::Pending, Some(leave)) = (&read, &mut this.leave)
             && leave.poll(shutdown, cx).is_ready()
@@ -223,33 +195,7 @@ impl AsyncWrite for Connection {
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        let this = &mut *self;
-        if this.leave.is_none() {
-            return Pin::new(&mut this.io).poll_shutdown(cx);
-        }
-        // HTTP/2 clients go on sending window updates while they read, and what arrives after we have closed the
-        // socket resets it, with the rest of the answer still on its way. So end our half, then hear theirs out.
-        let quiet = match &mut this.quiet {
-            Some(quiet) => quiet,
-            None => {
-                ready!(Pin::new(&mut this.io).poll_shutdown(cx))?;
-                this.quiet.insert(Box::pin(tokio::time::sleep(QUIET_TIME)))
-            }
-        };
-        let mut scratch = [0; 1024];
-        loop {
-            let mut scratch = ReadBuf::new(&mut scratch);
-            match Pin::new(&mut this.io).poll_read(cx, &mut scratch) {
-                Poll::Pending => {
-                    ready!(quiet.as_mut().poll(cx));
-                    return Poll::Ready(Ok(()));
-                }
-                Poll::Ready(Ok(())) if !scratch.filled().is_empty() => {
-                    quiet.as_mut().reset(Instant::now() + QUIET_TIME);
-                }
-                Poll::Ready(_) => return Poll::Ready(Ok(())),
-            }
-        }
+        Pin::new(&mut self.io).poll_shutdown(cx)
     }
 
     fn poll_write_vectored(
@@ -287,7 +233,7 @@ impl Shutdown for Connection {
 
 impl UniqueID for Connection {
     fn id(&self) -> UniqueIDType {
-        unique_id(self.io.get_ref().get_ref())
+        unique_id(self.tracked().get_ref())
     }
 }
 
@@ -343,5 +289,3 @@ const H2_PREFACE: &[u8; 24] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 const WRITE_BUFFER: usize = 1460;
 /// How long an HTTP/2 client may take to answer our PING; more than a slow round trip.
 const ANSWER_TIME: Duration = Duration::from_secs(1);
-/// How long an HTTP/2 client that was told the end may be silent before we take it that it has read everything.
-const QUIET_TIME: Duration = Duration::from_secs(1);

@@ -11,6 +11,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 use bytes::Bytes;
 use http::header::{CONTENT_LENGTH, HeaderMap, RETRY_AFTER};
+use http::{Method, StatusCode};
 use pingora_cache::key::HashBinary;
 use pingora_cache::{CacheKey, CacheMeta, ForcedFreshness, HitHandler, PurgeAction, RespCacheable};
 use pingora_core::modules::http::HttpModules;
@@ -19,7 +20,7 @@ use pingora_core::upstreams::peer::HttpPeer;
 use pingora_core::{Error, ErrorSource, ErrorType, Result};
 use pingora_http::{RequestHeader, ResponseHeader};
 use pingora_proxy::{FailToProxy, ProxyHttp, ProxyWarnLogContext, PurgeStatus, RangeType, Session};
-use shutdown_core::{NamedRequestGuard, ShutdownCoordinator};
+use shutdown_core::{ConnectionId, NamedRequestGuard, ShutdownCoordinator};
 use tokio::sync::mpsc;
 
 /// A `ProxyHttp` whose requests are counted, named, and refused when it is too late.
@@ -28,7 +29,10 @@ use tokio::sync::mpsc;
 /// * A request is named by its method and path, without the query, which may hold secrets; at most 256 bytes.
 /// * A refused request is answered 503 with `Retry-After: 1` and `Connection: close`. None of `inner`'s hooks see
 ///   it but `new_ctx` and `on_connection_reuse`.
-/// * From LameDuck on HTTP/1 answers say `Connection: close`. An answer whose head was sent before stays reusable.
+/// * From LameDuck on HTTP/1 answers say `Connection: close`, as
+///   [`LameDuckPolicy`](shutdown_core::LameDuckPolicy) says. An answer whose head was sent before stays reusable.
+/// * An upgrade (101: WebSocket) and a CONNECT tunnel become sessions: the drain neither waits for them nor cuts them,
+///   stage WebSockets does. Nothing can be said through a tunnel, so they are kept, and then cut.
 /// * A client that left before its answer was complete is noted for the report.
 /// * Subrequests are part of the request that spawned them: counted while that is possible, never refused.
 #[derive(Debug)]
@@ -48,10 +52,33 @@ impl<P> Coordinated<P> {
         &self.inner
     }
 
-    /// The last moment at which an HTTP/1 answer can tell its client not to come back on this connection.
-    fn close_when_leaving(&self, session: &mut Session) {
-        if self.shutdown.is_shutting_down() {
-            session.set_keepalive(None);
+    /// Tells an HTTP/1 client not to come back on this connection, when it is time. Each exchange is asked about once:
+    /// when it begins, or, if the shutdown began since, at the last moment, before the head of its answer.
+    fn close_when_leaving(&self, session: &mut Session, leave: &mut Option<bool>) {
+        if leave.is_none() && self.shutdown.is_shutting_down() {
+            *leave = Some(self.shutdown.asks_to_leave());
+            if *leave == Some(true) {
+                session.set_keepalive(None);
+            }
+        }
+    }
+
+    /// Makes an exchange whose answer opens a tunnel a session, counted before it stops being a request.
+    fn keep_tunnel(&self, session: &Session, answer: &ResponseHeader, ctx: &mut InFlight<P::CTX>)
+    where
+        P: ProxyHttp,
+    {
+        let request = session.req_header();
+        let tunnel = answer.status == StatusCode::SWITCHING_PROTOCOLS
+            || (request.method == Method::CONNECT && answer.status.is_success());
+        if tunnel
+            && matches!(ctx.admission, Admission::Admitted(_))
+            && let Ok(tunnel) = self.shutdown.session_start(name(request))
+        {
+            if let Some(connection) = ConnectionId::of_this_task() {
+                tunnel.carried_by(connection);
+            }
+            ctx.admission = Admission::Tunnel(tunnel);
         }
     }
 }
@@ -61,6 +88,8 @@ impl<P> Coordinated<P> {
 pub struct InFlight<C> {
     inner: C,
     admission: Admission,
+    /// Whether the client was asked to leave; `None` while there was no reason to.
+    leave: Option<bool>,
 }
 
 impl<C> InFlight<C> {
@@ -86,6 +115,8 @@ enum Admission {
     Uncounted,
     /// In flight until it is dropped.
     Admitted(NamedRequestGuard),
+    /// A tunnel: a session until it is dropped.
+    Tunnel(#[expect(dead_code, reason = "held for its Drop")] shutdown_core::Session),
     /// Answered with 503, never counted.
     Refused,
 }
@@ -100,11 +131,15 @@ where
     type CTX = InFlight<P::CTX>;
 
     fn new_ctx(&self) -> Self::CTX {
-        InFlight { inner: self.inner.new_ctx(), admission: Admission::Uncounted }
+        InFlight { inner: self.inner.new_ctx(), admission: Admission::Uncounted, leave: None }
     }
 
     async fn early_request_filter(&self, session: &mut Session, ctx: &mut Self::CTX) -> Result<()> {
-        self.close_when_leaving(session);
+        self.close_when_leaving(session, &mut ctx.leave);
+        if session.subrequest_ctx.is_none() && self.shutdown.turns_away(session.req_header().method.is_safe()) {
+            ctx.admission = Admission::Refused;
+            return Ok(());
+        }
         ctx.admission = match self.shutdown.request_start_named(name(session.req_header())) {
             Ok(guard) => Admission::Admitted(guard),
             Err(_) if session.subrequest_ctx.is_some() => Admission::Uncounted,
@@ -131,8 +166,10 @@ where
         upstream_response: &mut ResponseHeader,
         ctx: &mut Self::CTX,
     ) -> Result<()> {
-        self.close_when_leaving(session);
-        self.inner.response_filter(session, upstream_response, &mut ctx.inner).await
+        self.close_when_leaving(session, &mut ctx.leave);
+        self.inner.response_filter(session, upstream_response, &mut ctx.inner).await?;
+        self.keep_tunnel(session, upstream_response, ctx);
+        Ok(())
     }
 
     async fn logging(&self, session: &mut Session, error: Option<&Error>, ctx: &mut Self::CTX) {
@@ -144,7 +181,7 @@ where
                     guard.client_gone();
                 }
             }
-            Admission::Admitted(_) | Admission::Uncounted => {}
+            Admission::Admitted(_) | Admission::Tunnel(_) | Admission::Uncounted => {}
         }
         self.inner.logging(session, error, &mut ctx.inner).await;
     }

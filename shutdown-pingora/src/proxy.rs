@@ -107,7 +107,7 @@ where
         tokio::spawn(tell_engine(Arc::clone(&engine), shutdown, tell));
         while let Some((io, peer)) = listener.accept().await {
             let connection = Connection::new(io, peer);
-            tokio::spawn(serve_connection(Arc::clone(&engine), connection, watch.clone(), shutdown));
+            tokio::spawn(serve_connection(Arc::clone(&engine), connection, watch.clone()));
         }
         Ok(())
     }
@@ -134,15 +134,15 @@ async fn serve_connection<P>(
     engine: Arc<HttpProxy<Coordinated<P>>>,
     connection: Connection,
     watch: ShutdownWatch,
-    shutdown: ShutdownCoordinator,
 ) where
     P: ProxyHttp + Send + Sync + 'static,
     P::CTX: Send + Sync + 'static,
 {
+    let cut = connection.handle().cut();
     tokio::select! {
         biased;
         // The kill switch: drops the exchange in whatever state, and with it its guards.
-        () = shutdown.cut() => {}
+        () = cut => {}
         // What is given back for another round is no use to anybody: HTTP returns `None`.
         _ = engine.process_new(Box::new(connection), &watch) => {}
     }

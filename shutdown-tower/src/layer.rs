@@ -13,7 +13,7 @@ use http::header::CONTENT_LENGTH;
 use http::{Method, Request, Response, StatusCode, Version};
 use http_body::Body;
 use pin_project_lite::pin_project;
-use shutdown_core::ShutdownCoordinator;
+use shutdown_core::{ConnectionId, Session, ShutdownCoordinator};
 use tower::{Layer, Service};
 
 use crate::body::ShutdownBody;
@@ -26,7 +26,10 @@ use crate::track::{Anonymous, InFlight, Named, Track};
 /// * One that is dropped before its end is reported as a client that left, whoever dropped it: a timeout layer around
 ///   this one does so, too.
 /// * Once new requests are refused, `call` answers 503 without touching the service.
-/// * From the lame duck on, HTTP/1 answers carry `Connection: close`.
+/// * From the lame duck on, HTTP/1 answers carry `Connection: close`, as
+///   [`LameDuckPolicy`](shutdown_core::LameDuckPolicy) says.
+/// * An answer whose extensions hold a [`Session`] is one: from its head on it is no request any more, and the
+///   connection that it came over is kept for it.
 ///
 /// `poll_ready` is the service's own; once requests are refused it is ready at once.
 #[derive(Clone, Copy)]
@@ -101,7 +104,11 @@ where
 
     fn call(&mut self, request: Request<A>) -> Self::Future {
         let version = request.version();
-        match self.layer.track.start(self.layer.shutdown, &request) {
+        let shutdown = self.layer.shutdown;
+        if shutdown.turns_away(request.method().is_safe()) {
+            return ResponseFuture { kind: Kind::Refused { response: Some(self.layer.refuse.refuse(version)) } };
+        }
+        match self.layer.track.start(shutdown, &request) {
             Ok(guard) => ResponseFuture {
                 kind: Kind::Admitted {
                     counted: Counted {
@@ -109,8 +116,9 @@ where
                         future: self.inner.call(request),
                         guard: Some(guard),
                     },
-                    shutdown: self.layer.shutdown,
+                    shutdown,
                     version,
+                    connection: ConnectionId::of_this_task(),
                 },
             },
             Err(_) => {
@@ -149,6 +157,7 @@ pin_project! {
             counted: Counted<Fut, G>,
             shutdown: ShutdownCoordinator,
             version: Version,
+            connection: Option<ConnectionId>,
         },
         Refused {
             response: Option<Response<Option<B>>>,
@@ -190,7 +199,7 @@ where
 
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         match self.project().kind.project() {
-            KindProj::Admitted { counted, shutdown, version } => {
+            KindProj::Admitted { counted, shutdown, version, connection } => {
                 let counted = counted.project();
                 let result = ready!(counted.future.poll(cx));
                 let guard = counted.guard.take().expect("a future is not polled after it has resolved");
@@ -200,8 +209,16 @@ where
                     Err(error) => return Poll::Ready(Err(error)),
                 };
                 // An upgrade keeps its `Connection` header, and its connection.
-                if shutdown.is_shutting_down() && !response.status().is_informational() {
+                if !response.status().is_informational() && shutdown.asks_to_leave() {
                     close(&mut response, *version);
+                }
+                if let Some(session) = response.extensions_mut().remove::<Session>() {
+                    if let Some(connection) = *connection {
+                        session.carried_by(connection);
+                    }
+                    // The request is over, and the session counted since before.
+                    drop(guard);
+                    return Poll::Ready(Ok(response.map(|body| ShutdownBody::session(body, session))));
                 }
                 let length = if *counted.head || is_bodiless(response.status()) {
                     Some(0)

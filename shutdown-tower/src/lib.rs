@@ -45,13 +45,31 @@ mod layer;
 #[cfg(feature = "axum")]
 mod listener;
 mod refusal;
+#[cfg(feature = "serve")]
+mod server;
+#[cfg(feature = "sessions")]
+mod session_socket;
+#[cfg(feature = "tonic")]
+mod tonic_incoming;
 mod track;
+#[cfg(feature = "sessions")]
+mod until_told;
 
 pub use aware::ShutdownAware;
 pub use body::ShutdownBody;
 pub use guard::{GuardError, GuardFuture, GuardLayer, Guarded};
 pub use layer::{ResponseFuture, Shutdown, ShutdownLayer};
 #[cfg(feature = "axum")]
-pub use listener::Listener;
-pub use refusal::{Refuse, Refuse503};
+pub use listener::{Listener, Wrapped};
+pub use refusal::{Refuse, Refuse503, RefuseGrpc};
+#[cfg(feature = "serve")]
+pub use server::{Handshake, Plain, Server};
+#[cfg(feature = "ws")]
+pub use session_socket::on_upgrade;
+#[cfg(feature = "sessions")]
+pub use session_socket::{Goodbye, SessionSocket, SocketMessage};
+#[cfg(feature = "tonic")]
+pub use tonic_incoming::{TonicIncoming, TonicIo};
 pub use track::{Anonymous, InFlight, Named, Track};
+#[cfg(feature = "sessions")]
+pub use until_told::UntilTold;

@@ -2,10 +2,14 @@
 
 use std::io;
 
-use shutdown_core::ShutdownCoordinator;
 use shutdown_core::net::{self, Accept, Io};
+use shutdown_core::{ListenerGuard, ShutdownCoordinator};
+use tokio::time::{Duration, timeout};
 
-/// Wraps a tokio TCP or Unix listener for [`axum::serve()`].
+/// Wraps a tokio TCP or Unix listener for [`axum::serve()`]. Any other listener of axum's goes into [`Wrapped`].
+///
+/// [`Server`](crate::Server) does more than stock `axum::serve` can: it answers half a request, tells HTTP/2 clients in
+/// the lame duck, and ends what stock serve waits for. Take this one where `axum::serve` must stay.
 ///
 /// A guard in the body ends when the last frame is handed over, not when it is on the wire: with a slow reader
 /// megabytes may still wait. Each connection of this listener therefore carries its own guard, and the drain is
@@ -53,5 +57,62 @@ impl<L: Accept> axum::serve::Listener for Listener<L> {
 
     fn local_addr(&self) -> io::Result<Self::Addr> {
         self.inner.local_addr()
+    }
+}
+
+/// How long a listener that cannot be asked for what is queued is given to bring it.
+const QUEUED: Duration = Duration::from_millis(10);
+
+/// Wraps any listener of axum's – one that shakes hands, limits, or taps – as [`Listener`] wraps tokio's.
+///
+/// Such a listener can only be waited for, not asked whether a connection is queued: when Draining begins it is over
+/// once it has brought none for 10 ms.
+#[derive(Debug)]
+pub struct Wrapped<L> {
+    shutdown: ShutdownCoordinator,
+    /// `None` once it has closed.
+    open: Option<(L, ListenerGuard)>,
+}
+
+impl<L: axum::serve::Listener> Wrapped<L> {
+    /// Accepts from `listener` under `shutdown`.
+    pub fn new(listener: L, shutdown: ShutdownCoordinator) -> Self {
+        Self { shutdown, open: Some((listener, shutdown.listener_start())) }
+    }
+
+    async fn next(&mut self) -> Option<(L::Io, L::Addr)> {
+        let (listener, _) = self.open.as_mut()?;
+        tokio::select! {
+            biased;
+            () = self.shutdown.draining() => {}
+            accepted = listener.accept() => return Some(accepted),
+        }
+        let last = timeout(QUEUED, listener.accept()).await.ok();
+        if last.is_none() {
+            self.open = None;
+        }
+        last
+    }
+}
+
+impl<L: axum::serve::Listener> axum::serve::Listener for Wrapped<L> {
+    type Io = Io<L::Io>;
+    type Addr = L::Addr;
+
+    async fn accept(&mut self) -> (Self::Io, Self::Addr) {
+        while let Some((stream, addr)) = self.next().await {
+            if let Ok(guard) = self.shutdown.connection_start() {
+                return (Io::new(stream, self.shutdown, guard), addr);
+            }
+        }
+        // Closed: axum leaves its loop when its own signal comes.
+        std::future::pending().await
+    }
+
+    fn local_addr(&self) -> io::Result<Self::Addr> {
+        match &self.open {
+            Some((listener, _)) => listener.local_addr(),
+            None => Err(io::Error::new(io::ErrorKind::NotConnected, "the listener has closed")),
+        }
     }
 }

@@ -1,11 +1,11 @@
 //! What a request is answered that comes too late.
 
-use http::header::{CONNECTION, RETRY_AFTER};
+use http::header::{CONNECTION, CONTENT_TYPE, RETRY_AFTER};
 use http::{HeaderValue, Response, StatusCode, Version};
 
 /// Answers a request that is refused. The body is empty (`None`) or the service's own type.
 ///
-/// Implemented by [`Refuse503`] and by any `Fn() -> Response<B>`.
+/// Implemented by [`Refuse503`], [`RefuseGrpc`] and by any `Fn() -> Response<B>`.
 pub trait Refuse<B>: Clone {
     /// The answer to a request of this HTTP version.
     fn refuse(&self, version: Version) -> Response<Option<B>>;
@@ -23,6 +23,24 @@ impl<B> Refuse<B> for Refuse503 {
         *response.status_mut() = StatusCode::SERVICE_UNAVAILABLE;
         // `ShutdownCoordinator::RETRY_AFTER`, as text.
         response.headers_mut().insert(RETRY_AFTER, HeaderValue::from_static("1"));
+        close(&mut response, version);
+        response
+    }
+}
+
+/// `UNAVAILABLE` (14) for gRPC, as an answer of trailers only: clients try again, elsewhere.
+///
+/// The status is 200, as gRPC over HTTP/2 has it. For routers whose every route is gRPC.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct RefuseGrpc;
+
+impl<B> Refuse<B> for RefuseGrpc {
+    fn refuse(&self, version: Version) -> Response<Option<B>> {
+        let mut response = Response::new(None);
+        let headers = response.headers_mut();
+        headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/grpc"));
+        headers.insert("grpc-status", HeaderValue::from_static("14"));
+        headers.insert("grpc-message", HeaderValue::from_static("the service is shutting down"));
         close(&mut response, version);
         response
     }

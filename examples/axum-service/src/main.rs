@@ -1,10 +1,11 @@
-//! The shortest correct axum program: what is ours is marked, about ten lines.
+//! The shortest correct axum program: what is ours is marked, ten lines.
 //!
 //! ```text
 //! cargo run -p axum-service            # then: curl -N 127.0.0.1:3000/stream & kill -TERM <pid>
 //! ```
 //!
-//! The address is `AXUM_SERVICE_LISTEN` (127.0.0.1:3000); reports go to `AXUM_SERVICE_REPORTS`, if it is set.
+//! The address is `AXUM_SERVICE_LISTEN` (127.0.0.1:3000), the admin routes are on `AXUM_SERVICE_ADMIN` and reports in
+//! `AXUM_SERVICE_REPORTS`, if they are set.
 
 mod routes;
 
@@ -12,8 +13,9 @@ use std::convert::Infallible;
 use std::error::Error;
 use std::process::ExitCode;
 
-use shutdown_core::{ShutdownConfig, ShutdownCoordinator, Signals, start_failure}; // 1
-use shutdown_tower::{Listener, ShutdownLayer}; // 2
+use shutdown_core::{ShutdownConfig, ShutdownCoordinator, Signals, net, start_failure}; // 1
+use shutdown_tower::admin::Admin;
+use shutdown_tower::{Server, ShutdownLayer}; // 2
 use tokio::net::TcpListener;
 
 #[tokio::main]
@@ -32,17 +34,19 @@ async fn run() -> Result<Infallible, Box<dyn Error>> {
     }
     let shutdown = builder.config(ShutdownConfig::from_env()?).install()?; // 5
 
+    if let Ok(addr) = std::env::var("AXUM_SERVICE_ADMIN") {
+        let listener = net::bind(addr.parse()?)?;
+        println!("admin on {}", listener.local_addr()?);
+        Admin::new(shutdown).serve(listener)?;
+    }
     let addr = std::env::var("AXUM_SERVICE_LISTEN").unwrap_or_else(|_| "127.0.0.1:3000".into());
     let listener = TcpListener::bind(&addr).await?;
     println!("listening on {}", listener.local_addr()?);
 
     let name =
         |request: &axum::extract::Request| format!("{} {}", request.method(), request.uri().path()).into();
-    let app = routes::router().layer(ShutdownLayer::new(shutdown).named(name)); // 6
-    let listener = Listener::new(listener, shutdown); // 7
-    let server = axum::serve(listener, app).with_graceful_shutdown(shutdown.requests_done()); // 8
-    // Not awaited here: a handler that blocks its thread would keep the report waiting.
-    tokio::spawn(server.into_future());
+    let app = routes::router(shutdown).layer(ShutdownLayer::new(shutdown).named(name)); // 6
+    tokio::spawn(Server::new(shutdown).serve(listener, app)); // 7
 
-    shutdown.finished().await.exit() // 9
+    shutdown.finished().await.exit() // 8
 }

@@ -3,21 +3,58 @@
 use std::convert::Infallible;
 use std::time::Duration;
 
-use axum::Router;
 use axum::body::{Body, Bytes};
-use axum::extract::Query;
-use axum::routing::get;
+use axum::extract::{DefaultBodyLimit, Query, State, WebSocketUpgrade};
+use axum::http::{StatusCode, header};
+use axum::response::{IntoResponse, Response};
+use axum::routing::{any, get, post};
+use axum::{Extension, Router};
 use futures_util::stream;
 use serde::Deserialize;
+use shutdown_core::ShutdownCoordinator;
+use shutdown_tower::UntilTold;
 
 /// The routes.
-pub(crate) fn router() -> Router {
+pub(crate) fn router(shutdown: ShutdownCoordinator) -> Router {
     Router::new()
         .route("/", get(async || "hello\n"))
         .route("/slow", get(slow))
         .route("/stream", get(chunks))
         .route("/bytes", get(bytes))
         .route("/never", get(std::future::pending::<String>))
+        .route("/echo", post(async |body: Bytes| body).layer(DefaultBodyLimit::max(64 * 1024 * 1024)))
+        .route("/ws", any(chat))
+        .route("/sse", get(events))
+        .with_state(shutdown)
+}
+
+/// A WebSocket that echoes. It is a session: told to end when the service does, with a message and Close 1001.
+async fn chat(
+    State(shutdown): State<ShutdownCoordinator>,
+    upgrade: WebSocketUpgrade,
+) -> Result<Response, StatusCode> {
+    let session = shutdown.session_start("GET /ws").map_err(|_| StatusCode::SERVICE_UNAVAILABLE)?;
+    Ok(shutdown_tower::on_upgrade(upgrade, session, async |mut socket| {
+        while let Some(Ok(message)) = socket.recv().await {
+            use axum::extract::ws::Message::{Binary, Text};
+            // axum answers pings and closes itself.
+            if matches!(message, Text(_) | Binary(_)) && socket.send(message).await.is_err() {
+                return;
+            }
+        }
+    }))
+}
+
+/// An event every 200 ms, until the service stops: then a last one, and a proper end.
+async fn events(State(shutdown): State<ShutdownCoordinator>) -> Result<impl IntoResponse, StatusCode> {
+    let session = shutdown.session_start("GET /sse").map_err(|_| StatusCode::SERVICE_UNAVAILABLE)?;
+    let events = stream::unfold(1_u64, |event| async move {
+        tokio::time::sleep(Duration::from_millis(200)).await;
+        Some((Ok::<_, Infallible>(format!("id: {event}\ndata: event {event}\n\n")), event + 1))
+    });
+    let goodbye = "event: server_shutdown\ndata: Server is shutting down gracefully\n\n".to_owned();
+    let body = Body::from_stream(UntilTold::new(&session, events).last(Ok(goodbye)));
+    Ok((Extension(session), [(header::CONTENT_TYPE, "text/event-stream")], body))
 }
 
 #[derive(Deserialize)]

@@ -14,7 +14,7 @@ use crate::log::Log;
 use crate::phase::Phase;
 use crate::plan::{CUT_SETTLE, Plan, Step};
 use crate::reason::{Reason, SignalReceived, Urgency};
-use crate::report::{CutRequest, PhaseReport, RequestsReport, ShutdownReport, SignalReport, ms};
+use crate::report::{CutRequest, CutSession, PhaseReport, RequestsReport, ShutdownReport, SignalReport, ms};
 use crate::stage::Executor;
 
 /// How long a listener has at least to empty its accept queue and close, once Draining has begun; the linger, if that
@@ -56,9 +56,9 @@ impl Run {
         );
         report.urgency = *core.urgency.borrow();
         let requests = core.requests.count();
-        let connections = core.connections.count();
         report.requests.in_flight_at_start = requests.alive;
-        report.connections.open_at_start = connections.alive;
+        report.connections.open_at_start = core.connections.alive();
+        report.sessions.open_at_start = core.sessions.tracker.alive();
         core.tasks.note_failures();
         *core.draft.lock() = Some(Draft { report, began, current_stage: None });
         Self {
@@ -69,7 +69,7 @@ impl Run {
             report_files: driver.report_files.clone(),
             began,
             started_before: requests.started,
-            accepted_before: connections.started,
+            accepted_before: core.connections.accepted(),
             gone_before: core.requests.client_gone(),
             step: AtomicUsize::new(0),
         }
@@ -94,6 +94,7 @@ impl Run {
         });
         if raised {
             self.draft(|draft| draft.report.urgency = urgency);
+            self.core.sessions.hurried.set();
             self.log.line(move || {
                 tracing::warn!(target: "shutdown", %urgency, "hurrying: waits are skipped, reserves kept");
             });
@@ -120,7 +121,7 @@ impl Run {
 
     /// The plan with everything it has to do by now.
     pub(super) fn plan(&self) -> Plan {
-        crate::ShutdownCoordinator { core: self.core }.plan()
+        self.core.plan()
     }
 
     pub(super) fn enter(&self, phase: Phase) {
@@ -156,6 +157,40 @@ impl Run {
         }
     }
 
+    /// Spreads the sessions over their window; before they hear that it is time to leave. The window ends in time for
+    /// the last ones to answer within their stage.
+    pub(super) fn pace_sessions(&self) {
+        let config = &self.core.config;
+        let window = config.session_window.min(config.lame_duck + config.websocket / 2);
+        if *self.core.urgency.borrow() > Urgency::Graceful {
+            self.core.sessions.hurried.set();
+        }
+        self.core.sessions.pace(self.began + self.now(), window);
+    }
+
+    /// Cuts the sessions that are left, and names them.
+    pub(super) fn cut_sessions(&self) -> u64 {
+        let core = self.core;
+        let now = Instant::now();
+        let sessions = self.draft(|draft| {
+            core.count_sessions_as_cut(&mut draft.report, now);
+            // Connections kept for sessions that are over, whose clients did not leave.
+            draft.report.connections.cut += core.connections.kept.alive().saturating_sub(draft.report.sessions.cut);
+            draft.report.sessions.clone()
+        });
+        core.sessions.cut.set();
+        let cut = sessions.cut;
+        self.log.line(move || {
+            for CutSession { name, age_ms } in sessions.cut_sessions {
+                tracing::warn!(target: "shutdown", session = &*name, age_ms, "session cut");
+            }
+            if cut > 0 {
+                tracing::warn!(target: "shutdown", sessions = cut, "stage websockets: cutting what is left");
+            }
+        });
+        cut
+    }
+
     pub(super) fn seal_stages(&self) {
         self.core.stages.lock().sealed = true;
     }
@@ -172,7 +207,7 @@ impl Run {
                 tracing::warn!(target: "shutdown", listeners, "a listener did not close in time");
             });
         }
-        let connections = core.connections.close();
+        let connections = core.connections.awaited.close();
         self.log.line(move || {
             tracing::info!(target: "shutdown", connections, "stopped accepting new connections");
         });
@@ -183,14 +218,15 @@ impl Run {
     pub(super) async fn cut(&self) {
         let core = self.core;
         core.listeners.close();
-        core.connections.close();
+        core.connections.awaited.close();
         core.requests.close();
         let latest = self.began + self.plan().latest(Step::Drain);
         if core.requests.alive() == 0 && !core.requests_done.is_set() {
             // The linger was cut short. Idle connections are closed, not cut: there is nothing of theirs to lose.
             core.requests_done.set();
             let _ =
-                timeout_at((Instant::now() + CUT_SETTLE / 2).min(latest), core.connections.drained()).await;
+                timeout_at((Instant::now() + CUT_SETTLE / 2).min(latest), core.connections.awaited.drained())
+                    .await;
         }
         let now = Instant::now();
         let (requests, connections) = self.draft(|draft| {
@@ -209,7 +245,7 @@ impl Run {
         });
         core.requests_done.set();
         core.cut.set();
-        let settled = async { tokio::join!(core.requests.drained(), core.connections.drained()) };
+        let settled = async { tokio::join!(core.requests.drained(), core.connections.awaited.drained()) };
         let _ = timeout_at((now + CUT_SETTLE).min(latest), settled).await;
     }
 
@@ -225,10 +261,10 @@ impl Run {
             requests.drained =
                 (requests.in_flight_at_start + admitted).saturating_sub(requests.cut + requests.client_gone);
             draft.report.connections.accepted =
-                core.connections.started().saturating_sub(self.accepted_before);
+                core.connections.accepted().saturating_sub(self.accepted_before);
             draft.report.requests.clone()
         });
-        let refused = core.requests.refused();
+        let refused = core.refused();
         self.log.line(move || {
             let RequestsReport { drained, cut, client_gone, .. } = requests;
             tracing::info!(target: "shutdown", drained, refused, cut, client_gone, "requests drained");

@@ -8,7 +8,7 @@ use tokio::time::{Instant, timeout_at};
 use tokio_util::sync::CancellationToken;
 
 use super::run::Run;
-use crate::coordinator::Draft;
+use crate::coordinator::{Core, Draft};
 use crate::plan::{Plan, Stage, Step};
 use crate::reason::Urgency;
 use crate::report::{Outcome, StageReport, TaskReport, ms};
@@ -25,9 +25,15 @@ impl Run {
     pub(super) async fn stage(&self, stage: Stage) {
         let core = self.core;
         let units = self.take_units(stage);
-        let background = stage == Stage::Background;
-        // From here on no background task can be spawned, so an empty stage stays empty.
-        let names = if background { core.tasks.close() } else { Vec::new() };
+        // From here on no background task and no session can begin, so an empty stage stays empty.
+        let names = match stage {
+            Stage::Background => core.tasks.close(),
+            Stage::WebSockets => {
+                let kept = core.sessions.tracker.close() + core.connections.kept.close();
+                if kept > 0 { vec![Core::SESSIONS.into()] } else { Vec::new() }
+            }
+            _ => Vec::new(),
+        };
         if units.is_empty() && names.is_empty() {
             return;
         }
@@ -40,6 +46,9 @@ impl Run {
         let given = deadline.saturating_sub(start);
         self.begin_stage(stage, &units, names, start, given, budget, &plan);
         if urgency == Urgency::Immediate && stage != Stage::Persist {
+            if stage == Stage::WebSockets {
+                self.cut_sessions();
+            }
             self.draft(|draft| {
                 let report = last_stage(draft, stage);
                 report.tasks.iter_mut().for_each(|task| task.outcome = Outcome::Skipped);
@@ -49,7 +58,7 @@ impl Run {
         }
         let token = CancellationToken::new();
         let context = StageContext { deadline: self.began + deadline, token: token.clone() };
-        let mut work = StageRun { run: self, stage, start, context, units, running: Vec::new() };
+        let mut work = StageRun { run: self, stage, start, context, units, running: Vec::new(), cut: None };
         let tell = given.saturating_sub(TOKEN_GRACE.min(given / 10));
         let told = async {
             let mut urgencies = core.urgency.subscribe();
@@ -157,6 +166,15 @@ fn log_stage(report: &StageReport, elapsed_ms: f64) {
     tracing::warn!(target: "shutdown", stage, outcome, elapsed_ms, "stage ended");
 }
 
+fn sessions_report(cut: Option<u64>, elapsed_ms: f64) -> TaskReport {
+    TaskReport {
+        name: Core::SESSIONS.into(),
+        outcome: if cut.is_some() { Outcome::TimedOut } else { Outcome::Ok },
+        detail: cut.map(|cut| format!("{cut} cut")),
+        elapsed_ms,
+    }
+}
+
 fn last_stage(draft: &mut Draft, stage: Stage) -> &mut StageReport {
     let report = draft.report.stages.iter_mut().rev().find(|report| report.stage == stage.name());
     report.expect("written by `begin_stage`")
@@ -170,6 +188,8 @@ struct StageRun<'a> {
     context: StageContext,
     units: Vec<Unit>,
     running: Vec<Running>,
+    /// How many sessions were cut.
+    cut: Option<u64>,
 }
 
 impl StageRun<'_> {
@@ -191,8 +211,14 @@ impl StageRun<'_> {
         for unit in during {
             self.start(unit);
         }
-        if self.stage == Stage::Background {
-            self.run.core.tasks.ended().await;
+        let core = self.run.core;
+        match self.stage {
+            Stage::Background => core.tasks.ended().await,
+            Stage::WebSockets => {
+                core.sessions.tracker.drained().await;
+                core.connections.kept.drained().await;
+            }
+            _ => {}
         }
         for running in &mut self.running[first..] {
             running.ended().await;
@@ -212,16 +238,19 @@ impl StageRun<'_> {
     async fn abort(&mut self) {
         let core = self.run.core;
         self.running.iter().for_each(Running::abort);
-        let background = self.stage == Stage::Background;
-        if background {
-            core.tasks.abort();
+        match self.stage {
+            Stage::Background => core.tasks.abort(),
+            Stage::WebSockets => self.cut = Some(self.run.cut_sessions()),
+            _ => {}
         }
         let settled = async {
             for running in &mut self.running {
                 running.ended().await;
             }
-            if background {
-                core.tasks.ended().await;
+            match self.stage {
+                Stage::Background => core.tasks.ended().await,
+                Stage::WebSockets => core.sessions.tracker.drained().await,
+                _ => {}
             }
         };
         let now = Instant::now();
@@ -248,8 +277,10 @@ impl StageRun<'_> {
                 TaskReport { name: running.name.clone(), outcome, detail, elapsed_ms }
             })
             .collect();
-        if self.stage == Stage::Background {
-            ended.extend(self.run.core.tasks.report(start, now));
+        match self.stage {
+            Stage::Background => ended.extend(self.run.core.tasks.report(start, now)),
+            Stage::WebSockets => ended.push(sessions_report(self.cut, ms(now.saturating_duration_since(start)))),
+            _ => {}
         }
         self.run.draft(|draft| {
             let report = last_stage(draft, self.stage);

@@ -1,0 +1,104 @@
+//! One HTTP/1 connection.
+
+use std::future::{Future, poll_fn};
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll, ready};
+
+use http::header::CONNECTION;
+use http::{Request, Response};
+use http_body::Body;
+use hyper::body::Incoming;
+use hyper::server::conn::http1::Builder;
+use hyper_util::rt::TokioIo;
+use pin_project_lite::pin_project;
+use shutdown_core::BoxError;
+use shutdown_core::net::FirstBytes;
+use tokio::io::{AsyncRead, AsyncWrite};
+use tower::Service;
+use tower::util::Oneshot;
+
+use super::one_head::{OneHead, Reading};
+use super::{Opened, SETTLE};
+
+/// Serves until the client or the shutdown ends it.
+pub(super) async fn serve<I, S, B>(builder: &Builder, io: FirstBytes<I>, service: S, opened: Opened)
+where
+    I: AsyncRead + AsyncWrite + Send + Unpin + 'static,
+    S: Service<Request<Incoming>, Response = Response<B>, Error: Into<BoxError>, Future: Send>
+        + Clone
+        + Send
+        + 'static,
+    B: Body<Data: Send, Error: Into<BoxError>> + Send + 'static,
+{
+    let reading = Arc::new(Reading::default());
+    let io = TokioIo::new(OneHead::new(io, Arc::clone(&reading), opened.shutdown));
+    let service = AnswerPipelined { inner: service, reading };
+    let mut connection = builder.serve_connection(io, service).with_upgrades();
+
+    let shutdown = opened.shutdown;
+    if !opened.run(&mut connection, shutdown.requests_done()).await {
+        return;
+    }
+    Pin::new(&mut connection).graceful_shutdown();
+    // Nothing is left but half a head, a body that nobody wants, an answer on its way to a slow reader, or a session.
+    let mut settled = false;
+    let mut settle = std::pin::pin!(tokio::time::sleep(SETTLE));
+    let over = poll_fn(|cx: &mut Context<'_>| {
+        settled = settled || settle.as_mut().poll(cx).is_ready();
+        let keeps = opened.handle.has_unsent() || opened.handle.carries_sessions();
+        if settled && !keeps { Poll::Ready(()) } else { Poll::Pending }
+    });
+    opened.run(&mut connection, over).await;
+}
+
+/// Answers what a client has pipelined before it is asked to leave: after `Connection: close` nothing more is read
+/// (RFC 9112 §9.6), so the requests behind it would get no answer.
+struct AnswerPipelined<S> {
+    inner: S,
+    reading: Arc<Reading>,
+}
+
+impl<S, B> hyper::service::Service<Request<Incoming>> for AnswerPipelined<S>
+where
+    S: Service<Request<Incoming>, Response = Response<B>> + Clone,
+{
+    type Response = S::Response;
+    type Error = S::Error;
+    type Future = Answering<Oneshot<S, Request<Incoming>>>;
+
+    fn call(&self, request: Request<Incoming>) -> Self::Future {
+        // What is read after the head of a request with a body is that body.
+        let reading = request.body().is_end_stream().then(|| {
+            self.reading.begin_request();
+            Arc::clone(&self.reading)
+        });
+        Answering { future: Oneshot::new(self.inner.clone(), request), reading }
+    }
+}
+
+pin_project! {
+    struct Answering<F> {
+        #[pin]
+        future: F,
+        reading: Option<Arc<Reading>>,
+    }
+}
+
+impl<F, B, E> Future for Answering<F>
+where
+    F: Future<Output = Result<Response<B>, E>>,
+{
+    type Output = F::Output;
+
+    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        let this = self.project();
+        let mut response = ready!(this.future.poll(cx))?;
+        if this.reading.as_ref().is_some_and(|reading| reading.has_more())
+            && response.headers().get(CONNECTION).is_some_and(|value| value == "close")
+        {
+            response.headers_mut().remove(CONNECTION);
+        }
+        Poll::Ready(Ok(response))
+    }
+}

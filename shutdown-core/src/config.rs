@@ -3,7 +3,6 @@
 //! Every value has a default; a bad value is an error that names the variable, the value and the fix.
 
 use std::fmt;
-use std::str::FromStr;
 use std::time::Duration;
 
 use serde::Serialize;
@@ -35,22 +34,16 @@ impl LameDuckPolicy {
             Self::Gradual => "gradual",
         }
     }
+
+    /// The policy of this name.
+    pub fn parse(text: &str) -> Option<Self> {
+        [Self::All, Self::ReadOnly, Self::Gradual].into_iter().find(|policy| policy.as_str() == text)
+    }
 }
 
 impl fmt::Display for LameDuckPolicy {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.pad(self.as_str())
-    }
-}
-
-impl FromStr for LameDuckPolicy {
-    type Err = ConfigError;
-
-    fn from_str(text: &str) -> Result<Self, ConfigError> {
-        [Self::All, Self::ReadOnly, Self::Gradual]
-            .into_iter()
-            .find(|policy| policy.as_str() == text)
-            .ok_or_else(|| ConfigError::NotAPolicy { value: text.to_owned() })
     }
 }
 
@@ -182,7 +175,8 @@ impl ShutdownConfig {
         set(&mut config.total, "SHUTDOWN_TOTAL_TIMEOUT")?;
         set(&mut config.session_window, "SHUTDOWN_SESSION_WINDOW")?;
         if let Some(value) = lookup("SHUTDOWN_LAME_DUCK_POLICY") {
-            config.lame_duck_policy = value.parse()?;
+            config.lame_duck_policy =
+                LameDuckPolicy::parse(&value).ok_or(ConfigError::NotAPolicy { value })?;
         }
         config.grace_period = read("SHUTDOWN_GRACE_PERIOD")?;
         if config.linger > config.graceful {
@@ -319,6 +313,16 @@ mod tests {
             assert!(error.contains("1500ms") || error.contains("7 days"), "{error}");
             assert_eq!(error.lines().count(), 1);
         }
+    }
+
+    #[test]
+    fn a_policy_reads_back_and_what_is_none_is_named_with_the_fix() {
+        for policy in [LameDuckPolicy::All, LameDuckPolicy::ReadOnly, LameDuckPolicy::Gradual] {
+            let read = config(&[("SHUTDOWN_LAME_DUCK_POLICY", policy.as_str())]).unwrap();
+            assert_eq!(read.lame_duck_policy, policy);
+        }
+        let error = config(&[("SHUTDOWN_LAME_DUCK_POLICY", "readonly")]).unwrap_err().to_string();
+        assert!(error.contains("SHUTDOWN_LAME_DUCK_POLICY=\"readonly\"") && error.contains("read-only"), "{error}");
     }
 
     #[test]

@@ -61,7 +61,7 @@ pub(crate) struct Core {
     pub(crate) leaving: Latch,
     /// When the lame duck began.
     left: OnceLock<Instant>,
-    /// Answers that were asked whether to close, under [`LameDuckPolicy::Gradual`].
+    /// Answers and connections that asked whether it is their turn, under [`LameDuckPolicy::Gradual`].
     asked: AtomicU64,
     /// Requests refused by [`LameDuckPolicy::ReadOnly`].
     turned_away: AtomicU64,
@@ -142,6 +142,11 @@ impl Core {
             answers: TaskTracker::new(),
         };
         (Box::leak(Box::new(core)), receiver)
+    }
+
+    /// The next of numbers in 0..1 that are spread evenly, however many are taken: multiples of the golden ratio.
+    fn next_share(&self) -> f64 {
+        (self.asked.fetch_add(1, Ordering::Relaxed) as f64 * 0.618_033_988_749_894_9).fract()
     }
 
     /// Moves the phase forward. Only the driver calls it.
@@ -383,9 +388,7 @@ impl ShutdownCoordinator {
         }
         let Some(left) = core.left.get() else { return false };
         let share = now.saturating_duration_since(*left).as_secs_f64() / core.config.lame_duck.as_secs_f64();
-        // Multiples of the golden ratio: however many answers there are, the share of them is even.
-        let asked = core.asked.fetch_add(1, Ordering::Relaxed);
-        (asked as f64 * 0.618_033_988_749_894_9).fract() < share
+        core.next_share() < share
     }
 
     /// Whether the lame duck's policy refuses a request: one that may change something (not `safe`, RFC 9110
@@ -430,9 +433,10 @@ impl ShutdownCoordinator {
     /// Cancel safe; the next call takes a turn of its own.
     pub async fn asked_to_leave(&self) {
         self.leaving().await;
-        while !self.asks_to_leave() {
-            // A share of the lame duck's time between two questions: few, and never late by more than that.
-            tokio::time::sleep(self.core.config.lame_duck / 32).await;
+        let config = &self.core.config;
+        if config.lame_duck_policy == LameDuckPolicy::Gradual {
+            let turn = config.lame_duck.mul_f64(self.core.next_share());
+            let _ = tokio::time::timeout(turn, self.draining()).await;
         }
     }
 

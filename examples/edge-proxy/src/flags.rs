@@ -38,6 +38,10 @@ pub(crate) struct Flags {
     /// The cluster's name [default: default]
     #[arg(long, value_name = "NAME")]
     pub(crate) cluster: Option<String>,
+    /// What is still served once readiness is red: all; read-only (safe methods); gradual (all, and a growing share is
+    /// asked to leave) [default: all]
+    #[arg(long, value_name = "POLICY")]
+    pub(crate) lame_duck_policy: Option<String>,
     /// The bearer token for POST /terminate; required if --admin is not loopback
     #[arg(long, value_name = "FILE")]
     pub(crate) admin_token_file: Option<String>,
@@ -57,6 +61,7 @@ impl Flags {
             "data-dir" => &self.data_dir,
             "node-id" => &self.node_id,
             "cluster" => &self.cluster,
+            "lame-duck-policy" => &self.lame_duck_policy,
             "admin-token-file" => &self.admin_token_file,
             _ => return Vec::new(),
         };

@@ -12,14 +12,23 @@ use std::fmt;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
-use shutdown_core::{ShutdownConfig, display_duration};
+use shutdown_core::{LameDuckPolicy, ShutdownConfig, display_duration};
 
 use crate::flags::Flags;
 use crate::upstreams::{MOST, Upstream};
 
 /// The flags that take a value.
-pub(crate) const FLAGS: [&str; 8] =
-    ["config", "listen", "admin", "upstream", "data-dir", "node-id", "cluster", "admin-token-file"];
+pub(crate) const FLAGS: [&str; 9] = [
+    "config",
+    "listen",
+    "admin",
+    "upstream",
+    "data-dir",
+    "node-id",
+    "cluster",
+    "lame-duck-policy",
+    "admin-token-file",
+];
 
 /// Everything that can be set, checked.
 #[derive(Clone)]
@@ -94,6 +103,7 @@ impl fmt::Display for Settings {
         line("data-dir", &self.data_dir.display())?;
         line("node-id", &self.node_id(self.listen.port()))?;
         line("cluster", &self.cluster)?;
+        line("lame-duck-policy", &self.budgets.lame_duck_policy)?;
         line("admin token", &if self.admin_token.is_some() { "required" } else { "none" })?;
         let grace = self.budgets.grace_period;
         line(
@@ -197,7 +207,14 @@ impl Sources<'_> {
                 given.insert(name, text);
             }
         }
-        ShutdownConfig::from_lookup(|name| given.get(name).cloned()).map_err(|error| error.to_string())
+        let mut budgets =
+            ShutdownConfig::from_lookup(|name| given.get(name).cloned()).map_err(|error| error.to_string())?;
+        // The flag and its own names go before the general variable.
+        if let Some(policy) = self.one("lame-duck-policy")? {
+            budgets.lame_duck_policy = LameDuckPolicy::parse(&policy.text)
+                .ok_or_else(|| format!("{} is no policy: write all, read-only or gradual", policy.from))?;
+        }
+        Ok(budgets)
     }
 
     /// A variable of the environment, else of `.env`, and how to call it.

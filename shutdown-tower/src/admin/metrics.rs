@@ -37,6 +37,9 @@ pub(super) fn render(snapshot: &Snapshot, last: Option<&ShutdownReport>) -> Stri
             "Connections accepted.",
             snapshot.connections.accepted,
         ),
+        ("shutdown_sessions_open", "gauge", "Sessions open.", snapshot.sessions.open),
+        ("shutdown_sessions_opened_total", "counter", "Sessions opened.", snapshot.sessions.opened),
+        ("shutdown_sessions_told_total", "counter", "Sessions told to end.", snapshot.sessions.told),
         ("shutdown_signals_total", "counter", "Stop signals counted.", u64::from(snapshot.signals)),
         (
             "shutdown_background_tasks",
@@ -84,6 +87,7 @@ pub(super) fn render(snapshot: &Snapshot, last: Option<&ShutdownReport>) -> Stri
             ("last_shutdown_clean", "1 if the previous shutdown lost nothing.", clean),
             ("last_shutdown_exit_code", "What the previous run exited with.", f64::from(last.exit_code)),
             ("last_shutdown_requests_cut", "Requests the previous shutdown cut.", last.requests.cut as f64),
+            ("last_shutdown_sessions_cut", "Sessions the previous shutdown cut.", last.sessions.cut as f64),
         ];
         for (name, help, value) in one {
             page.family(name, "gauge", help);

@@ -48,6 +48,8 @@ mod refusal;
 #[cfg(feature = "serve")]
 mod server;
 #[cfg(feature = "sessions")]
+mod session_layer;
+#[cfg(feature = "sessions")]
 mod session_socket;
 #[cfg(feature = "tonic")]
 mod tonic_incoming;
@@ -64,6 +66,8 @@ pub use listener::{Listener, Wrapped};
 pub use refusal::{Refuse, Refuse503, RefuseGrpc};
 #[cfg(feature = "serve")]
 pub use server::{Handshake, Plain, Server};
+#[cfg(feature = "sessions")]
+pub use session_layer::{SessionBody, SessionFuture, SessionLayer, Sessions};
 #[cfg(feature = "ws")]
 pub use session_socket::on_upgrade;
 #[cfg(feature = "sessions")]

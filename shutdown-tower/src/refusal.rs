@@ -1,7 +1,7 @@
 //! What a request is answered that comes too late.
 
 use http::header::{CONNECTION, CONTENT_TYPE, RETRY_AFTER};
-use http::{HeaderValue, Response, StatusCode, Version};
+use http::{HeaderMap, HeaderValue, Response, StatusCode, Version};
 
 /// Answers a request that is refused. The body is empty (`None`) or the service's own type.
 ///
@@ -37,10 +37,8 @@ pub struct RefuseGrpc;
 impl<B> Refuse<B> for RefuseGrpc {
     fn refuse(&self, version: Version) -> Response<Option<B>> {
         let mut response = Response::new(None);
-        let headers = response.headers_mut();
-        headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/grpc"));
-        headers.insert("grpc-status", HeaderValue::from_static("14"));
-        headers.insert("grpc-message", HeaderValue::from_static("the service is shutting down"));
+        response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("application/grpc"));
+        grpc_unavailable(response.headers_mut());
         close(&mut response, version);
         response
     }
@@ -55,6 +53,12 @@ where
         close(&mut response, version);
         response
     }
+}
+
+/// Writes the status `UNAVAILABLE` into the trailers of a gRPC answer.
+pub(crate) fn grpc_unavailable(trailers: &mut HeaderMap) {
+    trailers.insert("grpc-status", HeaderValue::from_static("14"));
+    trailers.insert("grpc-message", HeaderValue::from_static("the service is shutting down"));
 }
 
 /// Asks an HTTP/1 client to close the connection after this answer (RFC 9112 §9.6). HTTP/2 forbids the header and

@@ -7,15 +7,16 @@ use std::pin::Pin;
 use std::task::{Context, Poll, ready};
 
 use futures_core::Stream;
-use shutdown_core::ShutdownCoordinator;
 use shutdown_core::net::{Accept, Io, Listener};
+use shutdown_core::{ShutdownCoordinator, Wait};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tonic::transport::server::Connected;
 
 /// A listener's connections as stock tonic takes them, for `serve_with_incoming_shutdown`.
 ///
-/// From Draining on it empties the accept queue, closes and ends. Tell tonic to close its connections with
-/// [`ShutdownCoordinator::requests_done`]; refuse with [`RefuseGrpc`](crate::RefuseGrpc).
+/// From Draining on it empties the accept queue and closes. It ends when requests are over, and not earlier: tonic
+/// closes its connections when this ends as well as at its signal, which is
+/// [`ShutdownCoordinator::requests_done`]. Refuse with [`RefuseGrpc`](crate::RefuseGrpc).
 ///
 /// ```no_run
 /// # use shutdown_core::ShutdownCoordinator;
@@ -37,6 +38,7 @@ use tonic::transport::server::Connected;
 pub struct TonicIncoming<L: Accept> {
     /// `None` once the listener has closed.
     next: Option<Next<L>>,
+    over: Wait<'static>,
 }
 
 /// The listener, lent to the wait for its next connection.
@@ -51,7 +53,7 @@ impl<L: Accept> fmt::Debug for TonicIncoming<L> {
 impl<L: Accept + Sync> TonicIncoming<L> {
     /// Accepts from `listener` under `shutdown`.
     pub fn new(listener: L, shutdown: ShutdownCoordinator) -> Self {
-        Self { next: Some(next(Listener::new(listener, shutdown))) }
+        Self { next: Some(next(Listener::new(listener, shutdown))), over: shutdown.requests_done() }
     }
 }
 
@@ -66,11 +68,14 @@ impl<L: Accept + Sync> Stream for TonicIncoming<L> {
     type Item = io::Result<TonicIo<L::Stream>>;
 
     fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
-        let Some(waiting) = &mut self.next else { return Poll::Ready(None) };
-        let accepted = ready!(waiting.as_mut().poll(cx));
-        let (io, rest) = accepted.unzip();
-        self.next = rest.map(next);
-        Poll::Ready(io.map(Ok))
+        if let Some(waiting) = &mut self.next {
+            let (io, rest) = ready!(waiting.as_mut().poll(cx)).unzip();
+            self.next = rest.map(next);
+            if let Some(io) = io {
+                return Poll::Ready(Some(Ok(io)));
+            }
+        }
+        Pin::new(&mut self.over).poll(cx).map(|()| None)
     }
 }
 

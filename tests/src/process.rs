@@ -88,6 +88,7 @@ pub struct Process {
     status: Option<ExitStatus>,
     stdout: Arc<Printed>,
     stderr: Arc<Printed>,
+    stdin: Option<PipeWriter>,
     unread: Option<(PipeReader, PipeWriter)>,
 }
 
@@ -98,13 +99,35 @@ impl Process {
     ///
     /// If it cannot be started.
     pub fn start(command: &mut Command) -> Self {
+        Self::spawn(command.stdin(Stdio::null()))
+    }
+
+    fn spawn(command: &mut Command) -> Self {
         default_signals();
-        command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        command.stdout(Stdio::piped()).stderr(Stdio::piped());
         let mut child = command.spawn().unwrap_or_else(|error| panic!("{command:?}: {error}"));
         let (stdout, stderr) = (Arc::new(Printed::default()), Arc::new(Printed::default()));
         stdout.read(child.stdout.take().expect("piped"));
         stderr.read(child.stderr.take().expect("piped"));
-        Self { child, status: None, stdout, stderr, unread: None }
+        Self { child, status: None, stdout, stderr, stdin: None, unread: None }
+    }
+
+    /// Starts `command` with a stdin that stays open until [`close_stdin`](Self::close_stdin).
+    ///
+    /// # Panics
+    ///
+    /// If it cannot be started.
+    pub fn start_with_stdin(command: &mut Command) -> Self {
+        let (reader, writer) = std::io::pipe().expect("a pipe");
+        let mut process = Self::spawn(command.stdin(reader));
+        command.stdin(Stdio::null());
+        process.stdin = Some(writer);
+        process
+    }
+
+    /// Ends its stdin.
+    pub fn close_stdin(&mut self) {
+        self.stdin = None;
     }
 
     /// Starts `command` with a stderr that nobody reads; [`block_stderr`](Self::block_stderr) fills it.
@@ -122,7 +145,7 @@ impl Process {
         command.stderr(Stdio::null());
         let stdout = Arc::new(Printed::default());
         stdout.read(child.stdout.take().expect("piped"));
-        Self { child, status: None, stdout, stderr: Arc::default(), unread: Some((reader, writer)) }
+        Self { child, status: None, stdout, stderr: Arc::default(), stdin: None, unread: Some((reader, writer)) }
     }
 
     /// Closes the unread stderr's other end: from now on every line written to it fails.
@@ -332,6 +355,53 @@ impl EdgeProxy {
     /// If there is none.
     pub fn report(&self) -> Value {
         read_report(&self.dir.path().join("data"))
+    }
+}
+
+/// A service of the examples, with its admin routes, in a directory of its own.
+pub struct Service {
+    /// The process.
+    pub process: Process,
+    /// Where it serves.
+    pub listen: SocketAddr,
+    /// Where it is administered.
+    pub admin: SocketAddr,
+    dir: tempfile::TempDir,
+}
+
+impl Service {
+    /// Starts `axum-service` or `axum-stock` with these budgets and waits until it serves.
+    ///
+    /// # Panics
+    ///
+    /// If it does not.
+    pub fn start<K: AsRef<OsStr>, V: AsRef<OsStr>>(
+        name: &str,
+        env: impl IntoIterator<Item = (K, V)>,
+    ) -> Self {
+        let dir = tempfile::tempdir().expect("a temporary directory");
+        let mut command = Command::new(binary(name));
+        for name in shutdown_core::ShutdownConfig::VARIABLES {
+            command.env_remove(name);
+        }
+        command
+            .env("AXUM_SERVICE_LISTEN", "127.0.0.1:0")
+            .env("AXUM_SERVICE_ADMIN", "127.0.0.1:0")
+            .env("AXUM_SERVICE_REPORTS", dir.path())
+            .envs(env);
+        let process = Process::start(&mut command);
+        let admin = process.address("admin on ");
+        let listen = process.address("listening on ");
+        Self { process, listen, admin, dir }
+    }
+
+    /// The last report on disk.
+    ///
+    /// # Panics
+    ///
+    /// If there is none.
+    pub fn report(&self) -> Value {
+        read_report(self.dir.path())
     }
 }
 

@@ -46,8 +46,11 @@
 //!
 //! # What it does not
 //!
-//! * An upgraded connection (WebSocket) is a request like any other: the drain waits for it and cuts it at its
-//!   deadline. Pingora cannot put a Close frame into the stream; a polite 1001 must come from the upstream.
+//! * It says nothing into a tunnel. An upgraded HTTP/1 connection (WebSocket) or a CONNECT is a session: the drain
+//!   neither waits for it nor cuts it, stage WebSockets cuts it. A polite 1001 must come from the upstream.
+//! * A long stream that is no tunnel – server-sent events, a streaming RPC – is a request: only its upstream knows how to
+//!   end it.
+//! * It does not answer pipelined requests: Pingora closes after the first.
 //! * A request that is cut at the deadline never reaches `logging`: its future is dropped. The report names it.
 //! * It does not terminate TLS. HTTP/3 is not covered.
 //!

@@ -78,6 +78,23 @@ impl Connection {
         self.raw(format!("{method} {path} HTTP/1.1\r\nhost: {host}\r\n{length}{headers}\r\n").as_bytes())
     }
 
+    /// Becomes a WebSocket: shakes hands, and leaves the frames to the caller.
+    ///
+    /// # Errors
+    ///
+    /// The connection broke, or the answer was no 101.
+    pub fn upgrade(&mut self, path: &str) -> io::Result<()> {
+        const KEY: &str = "upgrade: websocket\r\nconnection: upgrade\r\nsec-websocket-version: 13\r\n\
+                           sec-websocket-key: dGhlIHNhbXBsZSBub25jZQ==\r\n";
+        self.send("GET", path, KEY)?;
+        while find(&self.buffer, b"\r\n\r\n").is_none() {
+            self.fill(1024)?;
+        }
+        let end = find(&self.buffer, b"\r\n\r\n").expect("found above");
+        let head: Vec<u8> = self.buffer.drain(..end + 4).collect();
+        if head.starts_with(b"HTTP/1.1 101 ") { Ok(()) } else { Err(bad(&String::from_utf8_lossy(&head))) }
+    }
+
     /// Sends bytes.
     ///
     /// # Errors

@@ -261,10 +261,9 @@ impl fmt::Display for ConfigError {
             Self::NotADuration { name, value, problem } => {
                 write!(f, "{name}={value:?} is not a duration that can be used: {problem}")
             }
-            Self::NotAPolicy { value } => write!(
-                f,
-                "SHUTDOWN_LAME_DUCK_POLICY={value:?} is no policy: write all, read-only or gradual"
-            ),
+            Self::NotAPolicy { value } => {
+                write!(f, "SHUTDOWN_LAME_DUCK_POLICY={value:?} is no policy: write all, read-only or gradual")
+            }
             Self::LingerTooLong { linger, graceful } => write!(
                 f,
                 "SHUTDOWN_LINGER={} is longer than SHUTDOWN_GRACEFUL_TIMEOUT={}, which contains it: lower the first or \
@@ -322,7 +321,10 @@ mod tests {
             assert_eq!(read.lame_duck_policy, policy);
         }
         let error = config(&[("SHUTDOWN_LAME_DUCK_POLICY", "readonly")]).unwrap_err().to_string();
-        assert!(error.contains("SHUTDOWN_LAME_DUCK_POLICY=\"readonly\"") && error.contains("read-only"), "{error}");
+        assert!(
+            error.contains("SHUTDOWN_LAME_DUCK_POLICY=\"readonly\"") && error.contains("read-only"),
+            "{error}"
+        );
     }
 
     #[test]

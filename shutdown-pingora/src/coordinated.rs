@@ -133,14 +133,20 @@ where
     type CTX = InFlight<P::CTX>;
 
     fn new_ctx(&self) -> Self::CTX {
-        InFlight { inner: self.inner.new_ctx(), admission: Admission::Uncounted, leave: None, connection: None }
+        InFlight {
+            inner: self.inner.new_ctx(),
+            admission: Admission::Uncounted,
+            leave: None,
+            connection: None,
+        }
     }
 
     async fn early_request_filter(&self, session: &mut Session, ctx: &mut Self::CTX) -> Result<()> {
         // Now, while the head has just been read: the answer may come when other connections have been polled.
         ctx.connection = ConnectionId::of_this_task();
         self.close_when_leaving(session, &mut ctx.leave);
-        if session.subrequest_ctx.is_none() && self.shutdown.turns_away(session.req_header().method.is_safe()) {
+        if session.subrequest_ctx.is_none() && self.shutdown.turns_away(session.req_header().method.is_safe())
+        {
             ctx.admission = Admission::Refused;
             return Ok(());
         }

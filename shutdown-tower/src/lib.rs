@@ -65,7 +65,7 @@ pub use layer::{ResponseFuture, Shutdown, ShutdownLayer};
 pub use listener::{Listener, Wrapped};
 pub use refusal::{Refuse, Refuse503, RefuseGrpc};
 #[cfg(feature = "serve")]
-pub use server::{Handshake, Plain, Server};
+pub use server::{Handshake, HttpService, Plain, Server};
 #[cfg(feature = "sessions")]
 pub use session_layer::{SessionBody, SessionFuture, SessionLayer, Sessions};
 #[cfg(feature = "ws")]

@@ -111,15 +111,11 @@ impl<T> Server<T> {
     /// # Cancel safety
     ///
     /// Dropped, it closes its socket at once and loses what is in the accept queue; connections go on.
-    pub async fn serve<L, S, B>(self, listener: L, service: S)
+    pub async fn serve<L, S>(self, listener: L, service: S)
     where
         L: Accept,
         T: Handshake<Io<L::Stream>>,
-        S: Service<Request<Incoming>, Response = Response<B>, Error: Into<BoxError>, Future: Send>
-            + Clone
-            + Send
-            + 'static,
-        B: Body<Data: Send, Error: Into<BoxError>> + Send + 'static,
+        S: HttpService,
     {
         self.serve_each(listener, |_| service.clone()).await;
     }
@@ -129,15 +125,11 @@ impl<T> Server<T> {
     /// # Cancel safety
     ///
     /// As [`serve`](Self::serve).
-    pub async fn serve_each<L, S, B>(self, listener: L, mut service: impl FnMut(&L::Addr) -> S)
+    pub async fn serve_each<L, S>(self, listener: L, mut service: impl FnMut(&L::Addr) -> S)
     where
         L: Accept,
         T: Handshake<Io<L::Stream>>,
-        S: Service<Request<Incoming>, Response = Response<B>, Error: Into<BoxError>, Future: Send>
-            + Clone
-            + Send
-            + 'static,
-        B: Body<Data: Send, Error: Into<BoxError>> + Send + 'static,
+        S: HttpService,
     {
         let mut listener = Listener::new(listener, self.shutdown);
         let server = Arc::new(self);
@@ -146,15 +138,11 @@ impl<T> Server<T> {
         }
     }
 
-    async fn connection<I, S, B>(self: Arc<Self>, io: Io<I>, service: S)
+    async fn connection<I, S>(self: Arc<Self>, io: Io<I>, service: S)
     where
         I: AsyncRead + AsyncWrite + Send + Unpin + 'static,
         T: Handshake<Io<I>>,
-        S: Service<Request<Incoming>, Response = Response<B>, Error: Into<BoxError>, Future: Send>
-            + Clone
-            + Send
-            + 'static,
-        B: Body<Data: Send, Error: Into<BoxError>> + Send + 'static,
+        S: HttpService,
     {
         let connection = Opened { shutdown: self.shutdown, handle: io.handle() };
         let Some((stream, speaks_h2)) = connection.before_http(self.hello(io)).await else { return };
@@ -210,6 +198,29 @@ impl Opened {
             () = until => true,
         }
     }
+}
+
+/// What a [`Server`] serves: implemented by every tower service from hyper's requests to answers, axum's `Router` and
+/// tonic's `Routes` among them.
+pub trait HttpService:
+    Service<Request<Incoming>, Response = Response<Self::ResBody>, Error: Into<BoxError>, Future: Send>
+    + Clone
+    + Send
+    + 'static
+{
+    /// The body of its answers.
+    type ResBody: Body<Data: Send, Error: Into<BoxError>> + Send + 'static;
+}
+
+impl<S, B> HttpService for S
+where
+    S: Service<Request<Incoming>, Response = Response<B>, Error: Into<BoxError>, Future: Send>
+        + Clone
+        + Send
+        + 'static,
+    B: Body<Data: Send, Error: Into<BoxError>> + Send + 'static,
+{
+    type ResBody = B;
 }
 
 /// What stands between an accepted connection and HTTP. Implemented by [`Plain`] and by functions from the connection

@@ -145,7 +145,14 @@ impl Process {
         command.stderr(Stdio::null());
         let stdout = Arc::new(Printed::default());
         stdout.read(child.stdout.take().expect("piped"));
-        Self { child, status: None, stdout, stderr: Arc::default(), stdin: None, unread: Some((reader, writer)) }
+        Self {
+            child,
+            status: None,
+            stdout,
+            stderr: Arc::default(),
+            stdin: None,
+            unread: Some((reader, writer)),
+        }
     }
 
     /// Closes the unread stderr's other end: from now on every line written to it fails.

@@ -39,14 +39,13 @@ fn the_worked_example_reads_back_as_a_report_and_means_what_it_says() {
 
 #[test]
 fn every_field_of_a_real_report_is_documented() {
-    let mut proxy = EdgeProxy::start([("SHUTDOWN_GRACEFUL_TIMEOUT", "200ms"), ("SHUTDOWN_WEBSOCKET_TIMEOUT", "200ms")]);
+    let mut proxy =
+        EdgeProxy::start([("SHUTDOWN_GRACEFUL_TIMEOUT", "200ms"), ("SHUTDOWN_WEBSOCKET_TIMEOUT", "200ms")]);
     let mut stuck = Connection::open(proxy.listen).expect("it serves");
     stuck.send("GET", "/never", "").expect("it reads");
     let mut socket = Connection::open(proxy.listen).expect("it serves");
     socket.upgrade("/ws").expect("it upgrades");
-    status_until(proxy.admin, |status| {
-        status["requests"]["active"] == 1 && status["sessions"]["open"] == 1
-    });
+    status_until(proxy.admin, |status| status["requests"]["active"] == 1 && status["sessions"]["open"] == 1);
     proxy.process.signal(Signal::TERM);
     assert_eq!(proxy.process.exit_code(PATIENCE), 11);
     let mut fields = BTreeSet::new();

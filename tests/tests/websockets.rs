@@ -47,7 +47,10 @@ fn every_websocket_gets_the_message_and_a_close_in_its_turn() {
     println!("{many} WebSockets on serve: {result}");
     assert_eq!(service.process.exit_code(PATIENCE), 0, "{}", service.process.stderr());
     let report = service.report();
-    assert_eq!((&result["message"], &result["close_1001"], &result["cut"]), (&many.into(), &many.into(), &0.into()));
+    assert_eq!(
+        (&result["message"], &result["close_1001"], &result["cut"]),
+        (&many.into(), &many.into(), &0.into())
+    );
     assert_eq!((&report["sessions"]["told"], &report["sessions"]["cut"]), (&many.into(), &0.into()));
     // In their turn: no tenth of a second has more than a fifth of them when there are enough to need the window.
     let spread = result["per_100_ms"].as_array().expect("counts");
@@ -86,7 +89,9 @@ fn when_two_nodes_leave_at_once_no_client_is_sent_from_one_to_the_other() {
     let many = count(1_500);
     need_descriptors(many as u64 + 500);
     // Longer than the clients' view of readiness is old.
-    let start = || Service::start("axum-service", [("SHUTDOWN_LAME_DUCK", "1"), ("SHUTDOWN_WEBSOCKET_TIMEOUT", "10")]);
+    let start = || {
+        Service::start("axum-service", [("SHUTDOWN_LAME_DUCK", "1"), ("SHUTDOWN_WEBSOCKET_TIMEOUT", "10")])
+    };
     let (mut one, mut two, mut three) = (start(), start(), start());
     let nodes: Vec<_> = [&one, &two, &three].map(|node| format!("{}/{}", node.listen, node.admin)).into();
     // All on the two that will leave.

@@ -207,8 +207,8 @@ impl Sources<'_> {
                 given.insert(name, text);
             }
         }
-        let mut budgets =
-            ShutdownConfig::from_lookup(|name| given.get(name).cloned()).map_err(|error| error.to_string())?;
+        let mut budgets = ShutdownConfig::from_lookup(|name| given.get(name).cloned())
+            .map_err(|error| error.to_string())?;
         // The flag and its own names go before the general variable.
         if let Some(policy) = self.one("lame-duck-policy")? {
             budgets.lame_duck_policy = LameDuckPolicy::parse(&policy.text)

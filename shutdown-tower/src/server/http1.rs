@@ -12,24 +12,19 @@ use hyper::body::Incoming;
 use hyper::server::conn::http1::Builder;
 use hyper_util::rt::TokioIo;
 use pin_project_lite::pin_project;
-use shutdown_core::BoxError;
 use shutdown_core::net::FirstBytes;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tower::Service;
 use tower::util::Oneshot;
 
 use super::one_head::{OneHead, Reading};
-use super::{Opened, SETTLE};
+use super::{HttpService, Opened, SETTLE};
 
 /// Serves until the client or the shutdown ends it.
-pub(super) async fn serve<I, S, B>(builder: &Builder, io: FirstBytes<I>, service: S, opened: Opened)
+pub(super) async fn serve<I, S>(builder: &Builder, io: FirstBytes<I>, service: S, opened: Opened)
 where
     I: AsyncRead + AsyncWrite + Send + Unpin + 'static,
-    S: Service<Request<Incoming>, Response = Response<B>, Error: Into<BoxError>, Future: Send>
-        + Clone
-        + Send
-        + 'static,
-    B: Body<Data: Send, Error: Into<BoxError>> + Send + 'static,
+    S: HttpService,
 {
     let reading = Arc::new(Reading::default());
     let io = TokioIo::new(OneHead::new(io, Arc::clone(&reading), opened.shutdown));

@@ -7,33 +7,27 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::{Context, Poll, ready};
 
 use http::{Request, Response};
-use http_body::Body;
 use hyper::body::Incoming;
 use hyper::server::conn::http2::Builder;
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use pin_project_lite::pin_project;
-use shutdown_core::BoxError;
 use shutdown_core::net::FirstBytes;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::sync::Notify;
 use tower::Service;
 use tower::util::Oneshot;
 
-use super::{Opened, SETTLE};
+use super::{HttpService, Opened, SETTLE};
 
 /// Serves until the client or the shutdown ends it.
-pub(super) async fn serve<I, S, B>(
+pub(super) async fn serve<I, S>(
     builder: &Builder<TokioExecutor>,
     io: FirstBytes<I>,
     service: S,
     opened: Opened,
 ) where
     I: AsyncRead + AsyncWrite + Send + Unpin + 'static,
-    S: Service<Request<Incoming>, Response = Response<B>, Error: Into<BoxError>, Future: Send>
-        + Clone
-        + Send
-        + 'static,
-    B: Body<Data: Send, Error: Into<BoxError>> + Send + 'static,
+    S: HttpService,
 {
     let shutdown = opened.shutdown;
     let seen = Arc::new(Seen::default());

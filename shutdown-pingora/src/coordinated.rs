@@ -75,7 +75,7 @@ impl<P> Coordinated<P> {
             && matches!(ctx.admission, Admission::Admitted(_))
             && let Ok(tunnel) = self.shutdown.session_start(name(request))
         {
-            if let Some(connection) = ConnectionId::of_this_task() {
+            if let Some(connection) = ctx.connection {
                 tunnel.carried_by(connection);
             }
             ctx.admission = Admission::Tunnel(tunnel);
@@ -90,6 +90,8 @@ pub struct InFlight<C> {
     admission: Admission,
     /// Whether the client was asked to leave; `None` while there was no reason to.
     leave: Option<bool>,
+    /// Which connection it came over, where that is known.
+    connection: Option<ConnectionId>,
 }
 
 impl<C> InFlight<C> {
@@ -131,12 +133,21 @@ where
     type CTX = InFlight<P::CTX>;
 
     fn new_ctx(&self) -> Self::CTX {
-        InFlight { inner: self.inner.new_ctx(), admission: Admission::Uncounted, leave: None }
+        InFlight {
+            inner: self.inner.new_ctx(),
+            admission: Admission::Uncounted,
+            leave: None,
+            connection: None,
+        }
     }
 
     async fn early_request_filter(&self, session: &mut Session, ctx: &mut Self::CTX) -> Result<()> {
+        // Now, while the head has just been read: by the time of the answer this task may be on another thread, and
+        // woken by the upstream's connection, not by this one.
+        ctx.connection = ConnectionId::of_this_task();
         self.close_when_leaving(session, &mut ctx.leave);
-        if session.subrequest_ctx.is_none() && self.shutdown.turns_away(session.req_header().method.is_safe()) {
+        if session.subrequest_ctx.is_none() && self.shutdown.turns_away(session.req_header().method.is_safe())
+        {
             ctx.admission = Admission::Refused;
             return Ok(());
         }

@@ -9,7 +9,8 @@ use std::convert::Infallible;
 use std::error::Error;
 use std::process::ExitCode;
 
-use shutdown_core::{ShutdownConfig, ShutdownCoordinator, Signals, start_failure};
+use shutdown_core::{ShutdownConfig, ShutdownCoordinator, Signals, net, start_failure};
+use shutdown_tower::admin::Admin;
 use shutdown_tower::{Listener, ShutdownLayer};
 use tokio::net::TcpListener;
 
@@ -29,6 +30,11 @@ async fn run() -> Result<Infallible, Box<dyn Error>> {
     }
     let shutdown = builder.config(ShutdownConfig::from_env()?).install()?;
 
+    if let Ok(addr) = std::env::var("AXUM_SERVICE_ADMIN") {
+        let listener = net::bind(addr.parse()?)?;
+        println!("admin on {}", listener.local_addr()?);
+        Admin::new(shutdown).serve(listener)?;
+    }
     let addr = std::env::var("AXUM_SERVICE_LISTEN").unwrap_or_else(|_| "127.0.0.1:3000".into());
     let listener = TcpListener::bind(&addr).await?;
     println!("listening on {}", listener.local_addr()?);

@@ -32,6 +32,7 @@ use shutdown_core::net::{FirstBytes, Io};
 use shutdown_core::{ConnectionHandle, ShutdownCoordinator, Wait};
 use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt, BufWriter, ReadBuf};
 use tokio::net::TcpStream;
+use tokio::sync::watch;
 use tokio::time::Sleep;
 
 /// A counted TCP connection that Pingora can serve.
@@ -42,8 +43,10 @@ pub struct Connection {
     io: BufWriter<FirstBytes<Io<TcpStream>>>,
     digest: Arc<SocketDigest>,
     established: SystemTime,
-    /// Of an HTTP/2 connection: ends it when it does not leave by itself.
+    /// Of an HTTP/2 connection: has it told to leave, and ends it when it does not.
     leave: Option<Leave>,
+    /// Tells Pingora that an HTTP/2 client is to leave.
+    tell: Option<watch::Sender<bool>>,
     /// Whether bytes wait for the socket to take them.
     unsent: bool,
 }
@@ -59,8 +62,16 @@ impl Connection {
             digest: Arc::new(digest),
             established: SystemTime::now(),
             leave: None,
+            tell: None,
             unsent: false,
         }
+    }
+
+    /// Says through `tell`, once, when an HTTP/2 client is to leave. HTTP/1 is asked answer by answer, by
+    /// [`Coordinated`](crate::Coordinated): Pingora, told, would close after every answer.
+    pub(crate) fn telling(mut self, tell: watch::Sender<bool>) -> Self {
+        self.tell = Some(tell);
+        self
     }
 
     /// Looks at this connection when Pingora owns it.
@@ -118,19 +129,21 @@ impl Peek for Connection {
         let fits = seen.len().min(buf.len());
         buf[..fits].copy_from_slice(&seen[..fits]);
         if speaks_h2 {
-            self.leave = Some(Leave::Serving(shutdown.leaving()));
+            let asked = async move { shutdown.asked_to_leave().await };
+            self.leave = Some(Leave::Serving(Box::pin(asked), self.tell.take()));
         }
         Ok(true)
     }
 }
 
-/// How an HTTP/2 connection ends whose client does not answer our PING, which h2 waits for without a limit.
+/// How an HTTP/2 connection is told to leave, and ends if its client does not answer our PING, which h2 waits for without
+/// a limit.
 ///
-/// The PING goes out with the GOAWAY when the lame duck begins. Once it has had [`ANSWER_TIME`] and requests are
+/// The PING goes out with the GOAWAY, when the lame duck begins or at this connection's turn in it. Once it has had [`ANSWER_TIME`] and requests are
 /// over, nothing is left to say but the final GOAWAY: the connection reads as ended, unless bytes of an answer still
 /// wait for the socket. Those are sent first, or cut at the deadline.
 enum Leave {
-    Serving(Wait<'static>),
+    Serving(Pin<Box<dyn Future<Output = ()> + Send + Sync>>, Option<watch::Sender<bool>>),
     Told(Pin<Box<Sleep>>),
     Unanswered(Wait<'static>),
     Over,
@@ -140,8 +153,11 @@ impl Leave {
     fn poll(&mut self, shutdown: ShutdownCoordinator, cx: &mut Context<'_>) -> Poll<()> {
         loop {
             *self = match self {
-                Self::Serving(leaving) => {
-                    ready!(Pin::new(leaving).poll(cx));
+                Self::Serving(asked, tell) => {
+                    ready!(asked.as_mut().poll(cx));
+                    if let Some(tell) = tell {
+                        tell.send_replace(true);
+                    }
                     Self::Told(Box::pin(tokio::time::sleep(ANSWER_TIME)))
                 }
                 Self::Told(answer) => {

@@ -90,7 +90,7 @@ pub struct InFlight<C> {
     admission: Admission,
     /// Whether the client was asked to leave; `None` while there was no reason to.
     leave: Option<bool>,
-    /// The connection that the request came over; of an HTTP/2 stream it is not known.
+    /// Which connection it came over, where that is known.
     connection: Option<ConnectionId>,
 }
 
@@ -142,7 +142,8 @@ where
     }
 
     async fn early_request_filter(&self, session: &mut Session, ctx: &mut Self::CTX) -> Result<()> {
-        // Now, while the head has just been read: the answer may come when other connections have been polled.
+        // Now, while the head has just been read: by the time of the answer this task may be on another thread, and
+        // woken by the upstream's connection, not by this one.
         ctx.connection = ConnectionId::of_this_task();
         self.close_when_leaving(session, &mut ctx.leave);
         if session.subrequest_ctx.is_none() && self.shutdown.turns_away(session.req_header().method.is_safe())

@@ -102,31 +102,25 @@ where
         engine.server_options = Some(self.options);
         engine.h2_options = self.h2_options;
         let engine = Arc::new(engine);
-        // Nobody looks at `watch` itself, so that its clones see a change whenever they are made.
-        let (tell, watch) = watch::channel(false);
-        tokio::spawn(tell_engine(Arc::clone(&engine), shutdown, tell));
+        tokio::spawn(end_idle(Arc::clone(&engine), shutdown));
         while let Some((io, peer)) = listener.accept().await {
-            let connection = Connection::new(io, peer);
-            tokio::spawn(serve_connection(Arc::clone(&engine), connection, watch.clone()));
+            // Nobody looks at `watch` itself, so that its clones see a change whenever they are made.
+            let (tell, watch) = watch::channel(false);
+            let connection = Connection::new(io, peer).telling(tell);
+            tokio::spawn(serve_connection(Arc::clone(&engine), connection, watch));
         }
         Ok(())
     }
 }
 
-/// Tells Pingora the two things it can hear, each at its moment.
-async fn tell_engine<P>(
-    engine: Arc<HttpProxy<Coordinated<P>>>,
-    shutdown: ShutdownCoordinator,
-    tell: watch::Sender<bool>,
-) where
+/// Ends connections that wait for a request, when requests are over. Not earlier: until then one that sends a request
+/// gets an answer.
+async fn end_idle<P>(engine: Arc<HttpProxy<Coordinated<P>>>, shutdown: ShutdownCoordinator)
+where
     P: ProxyHttp + Send + Sync + 'static,
     P::CTX: Send + Sync + 'static,
 {
-    shutdown.leaving().await;
-    // GOAWAY to HTTP/2 clients; no keep-alive for HTTP/1 requests that are read from now on.
-    tell.send_replace(true);
     shutdown.requests_done().await;
-    // Ends connections that wait for a request. Not earlier: until now one that sends a request gets an answer.
     engine.http_cleanup().await;
 }
 

@@ -4,7 +4,9 @@
 //! used or touched.
 
 pub mod client;
+pub mod h2raw;
 pub mod process;
+pub mod states;
 
 use std::time::Duration;
 

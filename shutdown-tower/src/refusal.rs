@@ -1,7 +1,7 @@
 //! What a request is answered that comes too late.
 
 use http::header::{CONNECTION, RETRY_AFTER};
-use http::{HeaderValue, Response, StatusCode, Version};
+use http::{HeaderMap, HeaderValue, Response, StatusCode, Version};
 
 /// Answers a request that is refused. The body is empty (`None`) or the service's own type.
 ///
@@ -23,7 +23,7 @@ impl<B> Refuse<B> for Refuse503 {
         *response.status_mut() = StatusCode::SERVICE_UNAVAILABLE;
         // `ShutdownCoordinator::RETRY_AFTER`, as text.
         response.headers_mut().insert(RETRY_AFTER, HeaderValue::from_static("1"));
-        close(&mut response, version);
+        close(response.headers_mut(), version);
         response
     }
 }
@@ -34,15 +34,15 @@ where
 {
     fn refuse(&self, version: Version) -> Response<Option<B>> {
         let mut response = self().map(Some);
-        close(&mut response, version);
+        close(response.headers_mut(), version);
         response
     }
 }
 
 /// Asks an HTTP/1 client to close the connection after this answer (RFC 9112 §9.6). HTTP/2 forbids the header and
 /// has GOAWAY.
-pub(crate) fn close<B>(response: &mut Response<B>, version: Version) {
+pub(crate) fn close(headers: &mut HeaderMap, version: Version) {
     if version <= Version::HTTP_11 {
-        response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
+        headers.insert(CONNECTION, HeaderValue::from_static("close"));
     }
 }

@@ -17,6 +17,7 @@ const AT_MOST: [(&str, f64); 2] = [("1 thread", 0.60), ("2 threads", 0.50)];
 struct Column {
     whole: Vec<Option<f64>>,
     added: Vec<Option<f64>>,
+    of_bare: Vec<Option<f64>>,
 }
 
 impl Column {
@@ -25,6 +26,7 @@ impl Column {
         Self {
             whole: samples.iter().map(Samples::median).collect(),
             added: samples.iter().map(|samples| samples.added_to(bare)).collect(),
+            of_bare: samples.iter().map(|samples| samples.divided_by(bare)).collect(),
         }
     }
 
@@ -60,14 +62,14 @@ pub(crate) fn table(title: &str, one: &[Samples], two: &[Samples]) -> Table {
     for (place, contender) in CONTENDERS.iter().enumerate() {
         let _ = write!(text, "| {} ", contender.name);
         for (column, met) in [(&alone, true), (&beside, met)] {
-            let bare = column.whole[self::place(Role::Bare)];
             let (added, against) = match contender.role {
                 Role::Bare => (String::new(), String::new()),
+                Role::Control => (nanos(column.added[place]), String::new()),
                 _ if !met => (nanos(column.added[place]), "no contention seen".to_owned()),
                 _ => (nanos(column.added[place]), number(ratio(column.ours(), column.added[place]))),
             };
-            let whole = column.whole[place];
-            let _ = write!(text, "| {} | {added} | {} | {against} ", nanos(whole), part(ratio(whole, bare)));
+            let (whole, of_bare) = (nanos(column.whole[place]), part(column.of_bare[place]));
+            let _ = write!(text, "| {whole} | {added} | {of_bare} | {against} ");
         }
         text += "|\n";
     }

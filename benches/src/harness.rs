@@ -60,7 +60,16 @@ impl Samples {
     /// The median of what this costs more than `base` in the same round: a machine that changes its speed changes
     /// it for both.
     pub(crate) fn added_to(&self, base: &Self) -> Option<f64> {
-        median(self.rounds.iter().zip(&base.rounds).filter_map(|(it, base)| Some((*it)? - (*base)?)))
+        self.beside(base, |it, base| it - base)
+    }
+
+    /// The median of this divided by `base` in the same round.
+    pub(crate) fn divided_by(&self, base: &Self) -> Option<f64> {
+        self.beside(base, |it, base| it / base)
+    }
+
+    fn beside(&self, base: &Self, compare: fn(f64, f64) -> f64) -> Option<f64> {
+        median(self.rounds.iter().zip(&base.rounds).filter_map(|(it, base)| Some(compare((*it)?, (*base)?))))
     }
 }
 

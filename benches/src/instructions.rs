@@ -68,11 +68,10 @@ fn table(protocol: Protocol, counted: &[Instructions]) -> (Table, bool) {
     text += "| what | instructions | the allocator's | added outside it | all / bare | ours / it |\n";
     text += "|---|---:|---:|---:|---:|---:|\n";
     for ((contender, it), added) in CONTENDERS.iter().zip(counted).zip(&added) {
-        let (more, against) = match added {
-            Some(added) if contender.role != Role::Bare => {
-                (format!("{added:.1}"), number(ratio(ours, Some(*added))))
-            }
-            _ => (String::new(), String::new()),
+        let more = added.map_or_else(String::new, |added| format!("{added:.1}"));
+        let against = match contender.role {
+            Role::Bare | Role::Control => String::new(),
+            _ => number(ratio(ours, *added)),
         };
         let _ = writeln!(
             text,

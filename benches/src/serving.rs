@@ -32,6 +32,8 @@ pub(crate) enum Role {
     Peer,
     /// Shown, but nobody's recipe.
     Reference,
+    /// Bare once more: what it seems to add is the noise.
+    Control,
 }
 
 /// One candidate under both protocols and in every mode.
@@ -57,7 +59,7 @@ impl Contender {
 }
 
 /// All of them; bare first, then ours.
-pub(crate) const CONTENDERS: [Contender; 7] = [
+pub(crate) const CONTENDERS: [Contender; 8] = [
     Contender::new::<Bare>("bare", "no shutdown (bare)", Role::Bare),
     Contender::new::<Ours>("ours", "ShutdownLayer + requests_done (ours)", Role::Ours),
     Contender::new::<GracefulAndTracker>(
@@ -73,6 +75,7 @@ pub(crate) const CONTENDERS: [Contender; 7] = [
         "hyper-util GracefulShutdown + a TaskTracker leaked by hand (for reference)",
         Role::Reference,
     ),
+    Contender::new::<Bare>("again", "bare once more (the noise)", Role::Control),
 ];
 
 /// Each call of the loop is a connection of its own, on the calling thread; all share one `S`.

@@ -104,7 +104,7 @@ fn runtime() -> Runtime {
 mod tests {
     use super::*;
 
-    const REQUESTS: u32 = 1_000;
+    const REQUESTS: u32 = 2_000;
 
     /// What so many requests allocate, without what happens once.
     fn allocations(role: Role, protocol: Protocol) -> u64 {
@@ -121,7 +121,9 @@ mod tests {
         for protocol in [Protocol::Http1, Protocol::Http2] {
             let (bare, ours) = (allocations(Role::Bare, protocol), allocations(Role::Ours, protocol));
             println!("{}: {ours} allocations in {REQUESTS} requests, {bare} without us", protocol.name());
-            assert_eq!(ours, bare, "{}", protocol.name());
+            // A run of the bare server itself differs from the next by one or two: buffers that last for many
+            // requests. One allocation a request would be all of `REQUESTS`.
+            assert!(ours.abs_diff(bare) < u64::from(REQUESTS) / 100, "{}", protocol.name());
             assert!(bare >= u64::from(REQUESTS), "hyper allocates; else this run counts nothing");
         }
     }

@@ -1,6 +1,6 @@
 //! Windows of time that count only when nothing disturbed them.
 //!
-//! A sample is a window of 150 µs in which a thread does nothing but the operation. It counts if the thread was on
+//! A sample is a window of time in which a thread does nothing but the operation. It counts if the thread was on
 //! a processor for more than 97 % of it; with two threads, if both windows also overlapped by more than 95 %.
 //! Threads are not pinned (that needs unsafe code), so the overlap is what makes a two-thread sample one.
 
@@ -13,16 +13,21 @@ use rustix::time::clock_gettime;
 
 use crate::candidates::Candidate;
 
-/// Length of a window.
-const WINDOW: Duration = Duration::from_micros(150);
-/// Operations between two looks at the clock.
-const BATCH: u32 = 128;
-/// Samples that are enough.
-const ENOUGH: usize = 301;
+/// How long a window is, and how fine.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Pace {
+    pub(crate) window: Duration,
+    /// Operations between two looks at the clock; together at most a thirtieth of the window, so that two windows
+    /// that begin together also end together.
+    pub(crate) batch: u32,
+    /// Samples that are enough.
+    pub(crate) enough: usize,
+    /// When to give up waiting for undisturbed windows.
+    pub(crate) patience: Duration,
+}
+
 /// Samples below which a median says nothing.
-pub(crate) const TOO_FEW: usize = 31;
-/// When to give up waiting for undisturbed windows.
-const PATIENCE: Duration = Duration::from_secs(40);
+const TOO_FEW: usize = 31;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Threads {
@@ -33,21 +38,49 @@ pub(crate) enum Threads {
 /// The samples of one candidate, in nanoseconds per operation and thread.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Samples {
-    pub(crate) kept: Vec<f64>,
-    pub(crate) thrown_away: usize,
+    /// One a round; `None`: disturbed.
+    rounds: Vec<Option<f64>>,
 }
 
 impl Samples {
+    /// Windows that count.
+    pub(crate) fn kept(&self) -> usize {
+        self.rounds.iter().flatten().count()
+    }
+
+    pub(crate) fn thrown_away(&self) -> usize {
+        self.rounds.len() - self.kept()
+    }
+
     /// The median; `None` if too few windows were undisturbed.
     pub(crate) fn median(&self) -> Option<f64> {
-        let mut sorted = self.kept.clone();
-        sorted.sort_by(f64::total_cmp);
-        (sorted.len() >= TOO_FEW).then(|| sorted[sorted.len() / 2])
+        median(self.rounds.iter().copied().flatten())
+    }
+
+    /// The median of what this costs more than `base` in the same round: a machine that changes its speed changes
+    /// it for both.
+    pub(crate) fn added_to(&self, base: &Self) -> Option<f64> {
+        self.beside(base, |it, base| it - base)
+    }
+
+    /// The median of this divided by `base` in the same round.
+    pub(crate) fn divided_by(&self, base: &Self) -> Option<f64> {
+        self.beside(base, |it, base| it / base)
+    }
+
+    fn beside(&self, base: &Self, compare: fn(f64, f64) -> f64) -> Option<f64> {
+        median(self.rounds.iter().zip(&base.rounds).filter_map(|(it, base)| Some(compare((*it)?, (*base)?))))
     }
 }
 
+fn median(samples: impl Iterator<Item = f64>) -> Option<f64> {
+    let mut sorted: Vec<_> = samples.collect();
+    sorted.sort_by(f64::total_cmp);
+    (sorted.len() >= TOO_FEW).then(|| sorted[sorted.len() / 2])
+}
+
 /// Measures all candidates, one window each a round, in an order shuffled every round.
-pub(crate) fn measure(candidates: &[Candidate], threads: Threads) -> Vec<Samples> {
+pub(crate) fn measure(candidates: &[Candidate], threads: Threads, pace: Pace) -> Vec<Samples> {
     let mut samples = vec![Samples::default(); candidates.len()];
     let begin = now(ClockId::Monotonic);
     let mut order: Vec<usize> = (0..candidates.len()).collect();
@@ -55,18 +88,15 @@ pub(crate) fn measure(candidates: &[Candidate], threads: Threads) -> Vec<Samples
     let mut round = |sample: &mut dyn FnMut(&Candidate) -> Option<f64>| {
         random.shuffle(&mut order);
         for &index in &order {
-            match sample(&candidates[index]) {
-                Some(nanos) => samples[index].kept.push(nanos),
-                None => samples[index].thrown_away += 1,
-            }
+            samples[index].rounds.push(sample(&candidates[index]));
         }
-        let enough = samples.iter().all(|samples| samples.kept.len() >= ENOUGH);
-        !enough && now(ClockId::Monotonic) - begin < PATIENCE
+        let enough = samples.iter().all(|samples| samples.kept() >= pace.enough);
+        !enough && now(ClockId::Monotonic) - begin < pace.patience
     };
     match threads {
         Threads::One => {
             while round(&mut |candidate| {
-                let window = window(candidate, &|| {});
+                let window = window(candidate, pace, &|| {});
                 window.is_undisturbed().then(|| window.nanos())
             }) {}
         }
@@ -74,9 +104,9 @@ pub(crate) fn measure(candidates: &[Candidate], threads: Threads) -> Vec<Samples
             let other = Other::new();
             std::thread::scope(|scope| {
                 let (to_main, windows) = std::sync::mpsc::channel();
-                scope.spawn(|| other.work(candidates, to_main));
+                scope.spawn(|| other.work(candidates, pace, to_main));
                 while round(&mut |candidate| {
-                    let mine = other.together(candidates, candidate);
+                    let mine = other.together(candidates, candidate, pace);
                     let theirs = windows.recv().expect("the other thread lives");
                     (mine.is_undisturbed() && theirs.is_undisturbed() && mine.overlap(&theirs) > 0.95)
                         .then(|| f64::midpoint(mine.nanos(), theirs.nanos()))
@@ -115,19 +145,19 @@ impl Window {
 }
 
 /// Runs one window, after `meet`.
-fn window(candidate: &Candidate, meet: &dyn Fn()) -> Window {
+fn window(candidate: &Candidate, pace: Pace, meet: &dyn Fn()) -> Window {
     let mut result = None;
     (candidate.run)(&mut |operate| {
-        operate(BATCH);
+        operate(pace.batch);
         meet();
         let cpu = now(ClockId::ThreadCPUTime);
         let start = now(ClockId::Monotonic);
         let mut operations = 0;
         let end = loop {
-            operate(BATCH);
-            operations += u64::from(BATCH);
+            operate(pace.batch);
+            operations += u64::from(pace.batch);
             let end = now(ClockId::Monotonic);
-            if end - start >= WINDOW {
+            if end - start >= pace.window {
                 break end;
             }
         };
@@ -154,24 +184,24 @@ impl Other {
         }
     }
 
-    fn work(&self, candidates: &[Candidate], windows: std::sync::mpsc::Sender<Window>) {
+    fn work(&self, candidates: &[Candidate], pace: Pace, windows: std::sync::mpsc::Sender<Window>) {
         loop {
             self.turn.wait();
             if self.stop.load(Ordering::Acquire) {
                 return;
             }
             let candidate = &candidates[self.index.load(Ordering::Acquire)];
-            let window = window(candidate, &|| self.meet());
+            let window = window(candidate, pace, &|| self.meet());
             windows.send(window).expect("the first thread receives");
         }
     }
 
-    fn together(&self, candidates: &[Candidate], candidate: &Candidate) -> Window {
+    fn together(&self, candidates: &[Candidate], candidate: &Candidate, pace: Pace) -> Window {
         let index = candidates.iter().position(|other| std::ptr::eq(other, candidate));
         self.index.store(index.expect("one of them"), Ordering::Release);
         self.arrived.store(0, Ordering::Release);
         self.turn.wait();
-        window(candidate, &|| self.meet())
+        window(candidate, pace, &|| self.meet())
     }
 
     fn stop(&self) {

@@ -3,29 +3,91 @@
 //! `cargo run --release -p shutdown-benches` prints them; `-- --save` also writes `benches/results/`. What the
 //! numbers mean stands in `benches/README.md`.
 
+mod added;
 mod candidates;
 mod harness;
+mod instructions;
+mod serving;
 mod table;
 
 use std::process::ExitCode;
+use std::time::Duration;
 
 use crate::candidates::Candidate;
-use crate::harness::{Threads, measure};
+use crate::harness::{Pace, Threads, measure};
+use crate::serving::{CONTENDERS, Protocol};
 use crate::table::{Goal, Table};
 
+/// One operation takes nanoseconds.
+const OPERATIONS: Pace =
+    Pace { window: Duration::from_micros(150), batch: 128, enough: 301, patience: Duration::from_secs(40) };
+
+/// One request takes a microsecond or four.
+const REQUESTS: Pace =
+    Pace { window: Duration::from_millis(1), batch: 8, enough: 1001, patience: Duration::from_secs(60) };
+
+const USAGE: &str = "\
+usage: shutdown-benches [guards|hyper|instructions] [--save]
+       shutdown-benches count <candidate> <h1|h2> <requests>
+Without a subject it measures guards and hyper. --save also writes benches/results/.
+count serves so many requests and prints nothing; instructions runs it under callgrind.";
+
 fn main() -> ExitCode {
-    let save = match std::env::args().skip(1).collect::<Vec<_>>().as_slice() {
-        [] => false,
-        [flag] if flag == "--save" => true,
-        arguments => {
-            eprintln!("what is {arguments:?}? The only argument is --save");
-            return ExitCode::from(2);
-        }
-    };
     if cfg!(debug_assertions) {
         eprintln!("these numbers mean nothing without --release");
         return ExitCode::from(2);
     }
+    let arguments: Vec<String> = std::env::args().skip(1).collect();
+    let mut words: Vec<&str> = arguments.iter().map(String::as_str).collect();
+    let save = words.last() == Some(&"--save");
+    if save {
+        words.pop();
+    }
+    let done = match words.as_slice() {
+        [] => show("guards", &guards(), save) && show("hyper", &hyper(), save),
+        ["guards"] => show("guards", &guards(), save),
+        ["hyper"] => show("hyper", &hyper(), save),
+        ["instructions"] => match instructions::compare() {
+            Ok((page, met)) => show("instructions", &page, save) && met,
+            Err(sentence) => {
+                eprintln!("{sentence}");
+                false
+            }
+        },
+        ["count", key, protocol, requests] if !save => {
+            let contender = CONTENDERS.iter().find(|contender| contender.key == *key);
+            let (Some(contender), Some(protocol), Ok(requests)) =
+                (contender, Protocol::named(protocol), requests.parse())
+            else {
+                return usage();
+            };
+            (contender.serve)(protocol, requests);
+            true
+        }
+        _ => return usage(),
+    };
+    if done { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+}
+
+fn usage() -> ExitCode {
+    let keys: Vec<_> = CONTENDERS.iter().map(|contender| contender.key).collect();
+    eprintln!("{USAGE}\nThe candidates are {}.", keys.join(", "));
+    ExitCode::from(2)
+}
+
+/// Prints a page, and saves it if told to; `false` if it could not.
+fn show(name: &str, page: &str, save: bool) -> bool {
+    println!("{page}");
+    let path = format!("{}/results/{name}.md", env!("CARGO_MANIFEST_DIR"));
+    if save && let Err(error) = std::fs::write(path, page) {
+        eprintln!("benches/results/{name}.md: {error}");
+        return false;
+    }
+    true
+}
+
+/// The operations alone.
+fn guards() -> String {
     let tables = [
         run(
             "Counting a request in and out",
@@ -44,20 +106,22 @@ fn main() -> ExitCode {
             ],
         ),
     ];
-    let text = table::page(&tables);
-    println!("{text}");
-    if save {
-        let path = concat!(env!("CARGO_MANIFEST_DIR"), "/results/guards.md");
-        if let Err(error) = std::fs::write(path, text) {
-            eprintln!("benches/results/guards.md: {error}");
-            return ExitCode::FAILURE;
-        }
-    }
-    ExitCode::SUCCESS
+    table::page("Guards and waits against their peers", &tables)
 }
 
 fn run(title: &'static str, candidates: &[Candidate], goals: &[Goal]) -> Table {
-    let one = measure(candidates, Threads::One);
-    let two = measure(candidates, Threads::Two);
-    Table::new(title, candidates, one, two, goals)
+    let one = measure(candidates, Threads::One, OPERATIONS);
+    let two = measure(candidates, Threads::Two, OPERATIONS);
+    Table::new(title, candidates, &one, &two, goals)
+}
+
+/// Whole requests.
+fn hyper() -> String {
+    let tables = [Protocol::Http1, Protocol::Http2].map(|protocol| {
+        let candidates = CONTENDERS.map(|contender| contender.candidate(protocol));
+        let one = measure(&candidates, Threads::One, REQUESTS);
+        let two = measure(&candidates, Threads::Two, REQUESTS);
+        added::table(&format!("A request over {}", protocol.name()), &one, &two)
+    });
+    table::page("Whole requests through hyper, with a shutdown and without", &tables)
 }

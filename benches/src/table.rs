@@ -1,4 +1,4 @@
-//! The page that is printed and saved.
+//! The pages that are printed and saved, and the table of operations measured alone.
 
 use std::fmt::Write as _;
 use std::time::{SystemTime, UNIX_EPOCH};
@@ -19,7 +19,7 @@ pub(crate) struct Goal {
 }
 
 /// The results of one comparison as Markdown.
-pub(crate) struct Table(String);
+pub(crate) struct Table(pub(crate) String);
 
 struct Row {
     name: &'static str,
@@ -31,13 +31,13 @@ impl Table {
     pub(crate) fn new(
         title: &str,
         candidates: &[Candidate],
-        one: Vec<Samples>,
-        two: Vec<Samples>,
+        one: &[Samples],
+        two: &[Samples],
         goals: &[Goal],
     ) -> Self {
         let rows: Vec<_> = candidates
             .iter()
-            .zip(one.iter().zip(&two))
+            .zip(one.iter().zip(two))
             .map(|(candidate, (one, two))| Row { name: candidate.name, one: one.median(), two: two.median() })
             .collect();
         let ours = candidates.iter().position(|candidate| candidate.ours).expect("ours is among them");
@@ -72,12 +72,7 @@ impl Table {
             };
             let _ = writeln!(text, "* goal, {count}: ours / {} ≤ {:.2} – {verdict}", goal.peer, goal.at_most);
         }
-        let counts = |samples: &[Samples]| {
-            let kept = samples.iter().map(|samples| samples.kept.len()).min().unwrap_or(0);
-            let thrown: usize = samples.iter().map(|samples| samples.thrown_away).sum();
-            format!("at least {kept} windows each, {thrown} disturbed ones thrown away")
-        };
-        let _ = writeln!(text, "* 1 thread: {}; 2 threads: {}", counts(&one), counts(&two));
+        text += &windows(one, two);
         Self(text)
     }
 }
@@ -92,16 +87,26 @@ impl Row {
     }
 }
 
-fn ratio(one: Option<f64>, other: Option<f64>) -> Option<f64> {
+/// How many windows a table rests on.
+pub(crate) fn windows(one: &[Samples], two: &[Samples]) -> String {
+    let counts = |samples: &[Samples]| {
+        let kept = samples.iter().map(Samples::kept).min().unwrap_or(0);
+        let thrown: usize = samples.iter().map(Samples::thrown_away).sum();
+        format!("at least {kept} windows each, {thrown} disturbed ones thrown away")
+    };
+    format!("* 1 thread: {}; 2 threads: {}\n", counts(one), counts(two))
+}
+
+pub(crate) fn ratio(one: Option<f64>, other: Option<f64>) -> Option<f64> {
     Some(one? / other?)
 }
 
-fn number(value: Option<f64>) -> String {
+pub(crate) fn number(value: Option<f64>) -> String {
     value.map_or_else(|| "too few windows".to_owned(), |value| format!("{value:.2}"))
 }
 
-/// The whole page: where and when, then the tables.
-pub(crate) fn page(tables: &[Table]) -> String {
+/// A whole page: where and when, then the tables.
+pub(crate) fn page(title: &str, tables: &[Table]) -> String {
     let cores = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
     let kernel = std::fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default();
     let kernel = kernel.split('-').next().unwrap_or_default().trim();
@@ -110,8 +115,8 @@ pub(crate) fn page(tables: &[Table]) -> String {
     let days = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs() / 86_400;
     let (year, month, day) = civil(days);
     let mut text = format!(
-        "# Guards and waits against their peers\n\n{year}-{month:02}-{day:02}, {} {}, {cores} hardware threads of a \
-         virtual machine, Linux {kernel}, {}, `--release`.\nMedians; see `benches/README.md` for the method.\n",
+        "# {title}\n\n{year}-{month:02}-{day:02}, {} {}, {cores} hardware threads of a \
+         virtual machine, Linux {kernel}, {}, `--release`.\nSee `benches/README.md` for the method.\n",
         std::env::consts::ARCH,
         std::env::consts::OS,
         rustc.trim(),

@@ -166,6 +166,7 @@ impl Core {
         self.phase_watch.send_replace(phase);
     }
 
+    #[inline]
     pub(crate) fn phase(&self) -> Phase {
         // Acquire: pairs with the Release in `enter`.
         Phase::from_u8(self.phase.load(Ordering::Acquire))

@@ -31,6 +31,7 @@ impl<T> Mutex<T> {
 ///
 /// While the thread's locals are being torn down it is 0, which is correct and merely shared.
 #[cfg(not(shutdown_loom))]
+#[inline]
 pub(crate) fn thread_index() -> usize {
     use std::cell::Cell;
     use std::sync::atomic::AtomicUsize;

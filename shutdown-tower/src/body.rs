@@ -59,9 +59,9 @@ pin_project! {
     {
         #[pin]
         body: B,
-        // What is still to come, where that is known: a server that has sent it all asks no more.
-        left: Option<u64>,
-        ended: bool,
+        // How many bytes are still to come, or `UNKNOWN`; 0 once the body has ended. A server that has sent them
+        // all asks no more.
+        left: u64,
         guard: G,
     }
 
@@ -70,20 +70,25 @@ pin_project! {
         B: Body,
         G: InFlight,
     {
+        #[inline]
         fn drop(this: Pin<&mut Self>) {
             let this = this.project();
-            if !*this.ended && !this.body.is_end_stream() {
+            if *this.left != 0 && !this.body.is_end_stream() {
                 this.guard.client_gone();
             }
         }
     }
 }
 
+/// More than any body has, so it takes no branch of its own: what is sent never brings it to 0.
+const UNKNOWN: u64 = u64::MAX;
+
 impl<B: Body, G: InFlight> ShutdownBody<B, G> {
     /// `length`: how many bytes the server will ask for, where that is known.
+    #[inline]
     pub(crate) fn admitted(body: B, guard: G, length: Option<u64>) -> Self {
-        let left = length.or_else(|| body.size_hint().exact());
-        Self { kind: Kind::Admitted { counted: Counted { body, left, ended: left == Some(0), guard } } }
+        let left = length.unwrap_or(UNKNOWN);
+        Self { kind: Kind::Admitted { counted: Counted { body, left, guard } } }
     }
 
     pub(crate) fn session(body: B, session: Session) -> Self {
@@ -99,6 +104,7 @@ impl<B: Body, G: InFlight> Body for ShutdownBody<B, G> {
     type Data = B::Data;
     type Error = B::Error;
 
+    #[inline]
     fn poll_frame(
         self: Pin<&mut Self>,
         cx: &mut Context<'_>,
@@ -107,15 +113,9 @@ impl<B: Body, G: InFlight> Body for ShutdownBody<B, G> {
             KindProj::Admitted { counted } => {
                 let counted = counted.project();
                 let frame = ready!(counted.body.poll_frame(cx));
-                match &frame {
-                    Some(Ok(frame)) if frame.is_data() => {
-                        let sent = frame.data_ref().map_or(0, |data| data.remaining() as u64);
-                        *counted.left = counted.left.map(|left| left.saturating_sub(sent));
-                        *counted.ended = *counted.left == Some(0);
-                    }
-                    // Trailers are the last frame.
-                    _ => *counted.ended = true,
-                }
+                let data = frame.as_ref().and_then(|frame| frame.as_ref().ok()?.data_ref());
+                // Trailers are the last frame.
+                *counted.left = data.map_or(0, |data| counted.left.saturating_sub(data.remaining() as u64));
                 Poll::Ready(frame)
             }
             KindProj::Session { body, .. } => body.poll_frame(cx),
@@ -126,6 +126,7 @@ impl<B: Body, G: InFlight> Body for ShutdownBody<B, G> {
         }
     }
 
+    #[inline]
     fn is_end_stream(&self) -> bool {
         match &self.kind {
             Kind::Admitted { counted } => counted.body.is_end_stream(),
@@ -134,6 +135,7 @@ impl<B: Body, G: InFlight> Body for ShutdownBody<B, G> {
         }
     }
 
+    #[inline]
     fn size_hint(&self) -> SizeHint {
         match &self.kind {
             Kind::Admitted { counted } => counted.body.size_hint(),

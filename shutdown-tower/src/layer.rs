@@ -10,7 +10,7 @@ use std::pin::Pin;
 use std::task::{Context, Poll, ready};
 
 use http::header::CONTENT_LENGTH;
-use http::{Method, Request, Response, StatusCode, Version};
+use http::{HeaderMap, Method, Request, Response, StatusCode, Version};
 use http_body::Body;
 use pin_project_lite::pin_project;
 use shutdown_core::{ConnectionId, Session, ShutdownCoordinator};
@@ -94,40 +94,47 @@ where
     type Error = S::Error;
     type Future = ResponseFuture<S::Future, B, T::Guard>;
 
+    #[inline]
     fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Self::Error>> {
-        // A service that is not ready must not keep a refusal waiting.
-        if self.layer.shutdown.refuses_requests() {
-            return Poll::Ready(Ok(()));
+        match self.inner.poll_ready(cx) {
+            Poll::Ready(Ok(())) => Poll::Ready(Ok(())),
+            // A service that is not ready must not keep a refusal waiting. Asked only now: nearly always it is.
+            _ if self.layer.shutdown.refuses_requests() => Poll::Ready(Ok(())),
+            not_ready => not_ready,
         }
-        self.inner.poll_ready(cx)
     }
 
+    #[inline]
     fn call(&mut self, request: Request<A>) -> Self::Future {
         let version = request.version();
         let shutdown = self.layer.shutdown;
-        if shutdown.turns_away(request.method().is_safe()) {
+        if shutdown.is_shutting_down() && shutdown.turns_away(request.method().is_safe()) {
             return ResponseFuture {
-                kind: Kind::Refused { response: Some(self.layer.refuse.refuse(version)) },
+                kind: Kind::Refused { response: Some(refused(&self.layer.refuse, version)) },
             };
         }
         match self.layer.track.start(shutdown, &request) {
             Ok(guard) => ResponseFuture {
                 kind: Kind::Admitted {
-                    counted: Counted {
-                        head: *request.method() == Method::HEAD,
-                        future: self.inner.call(request),
-                        guard: Some(guard),
-                    },
                     shutdown,
                     version,
+                    head: *request.method() == Method::HEAD,
                     connection: ConnectionId::of_this_task(),
+                    counted: Counted { future: self.inner.call(request), guard: Some(guard) },
                 },
             },
-            Err(_) => {
-                ResponseFuture { kind: Kind::Refused { response: Some(self.layer.refuse.refuse(version)) } }
-            }
+            Err(_) => ResponseFuture {
+                kind: Kind::Refused { response: Some(refused(&self.layer.refuse, version)) },
+            },
         }
     }
+}
+
+/// Apart, so that the way of a request that is served stays short.
+#[cold]
+#[inline(never)]
+fn refused<B>(refuse: &impl Refuse<B>, version: Version) -> Box<Response<Option<B>>> {
+    Box::new(refuse.refuse(version))
 }
 
 pin_project! {
@@ -160,9 +167,11 @@ pin_project! {
             shutdown: ShutdownCoordinator,
             version: Version,
             connection: Option<ConnectionId>,
+            head: bool,
         },
+        // Boxed, so that a future that was admitted is moved and dropped without it.
         Refused {
-            response: Option<Response<Option<B>>>,
+            response: Option<Box<Response<Option<B>>>>,
         },
     }
 }
@@ -176,18 +185,26 @@ pin_project! {
         #[pin]
         future: Fut,
         guard: Option<G>,
-        head: bool,
     }
 
     impl<Fut, G> PinnedDrop for Counted<Fut, G>
     where
         G: InFlight,
     {
+        #[inline]
         fn drop(this: Pin<&mut Self>) {
-            if let Some(guard) = this.project().guard && !std::thread::panicking() {
-                guard.client_gone();
+            if let Some(guard) = this.project().guard {
+                left_early(guard);
             }
         }
+    }
+}
+
+/// Apart, so that the drop of a future that has resolved is short enough to be inlined.
+#[cold]
+fn left_early(guard: &impl InFlight) {
+    if !std::thread::panicking() {
+        guard.client_gone();
     }
 }
 
@@ -199,50 +216,66 @@ where
 {
     type Output = Result<Response<ShutdownBody<B, G>>, E>;
 
+    #[inline]
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         match self.project().kind.project() {
-            KindProj::Admitted { counted, shutdown, version, connection } => {
+            KindProj::Admitted { counted, shutdown, version, connection, head } => {
                 let counted = counted.project();
-                let result = ready!(counted.future.poll(cx));
+                let mut result = ready!(counted.future.poll(cx));
                 let guard = counted.guard.take().expect("a future is not polled after it has resolved");
-                let mut response = match result {
-                    Ok(response) => response,
-                    // The guard ends here: there is no body to carry it.
-                    Err(error) => return Poll::Ready(Err(error)),
-                };
-                // An upgrade keeps its `Connection` header, and its connection.
-                if !response.status().is_informational() && shutdown.asks_to_leave() {
-                    close(&mut response, *version);
-                }
-                if let Some(session) = response.extensions_mut().remove::<Session>() {
-                    if let Some(connection) = *connection {
-                        session.carried_by(connection);
+                let mut length = None;
+                let mut session = None;
+                // By reference, and the answer moved once below: it is large.
+                if let Ok(response) = &mut result {
+                    // An upgrade keeps its `Connection` header, and its connection.
+                    if !response.status().is_informational() && shutdown.asks_to_leave() {
+                        close(response.headers_mut(), *version);
                     }
-                    // The request is over, and the session counted since before.
-                    drop(guard);
-                    return Poll::Ready(Ok(response.map(|body| ShutdownBody::session(body, session))));
+                    session = response.extensions_mut().remove::<Session>();
+                    length =
+                        if *head || (response.status() != StatusCode::OK && is_bodiless(response.status())) {
+                            Some(0)
+                        } else {
+                            response.body().size_hint().exact().or_else(|| content_length(response.headers()))
+                        };
                 }
-                let length = if *counted.head || is_bodiless(response.status()) {
-                    Some(0)
-                } else {
-                    content_length(&response)
-                };
-                Poll::Ready(Ok(response.map(|body| ShutdownBody::admitted(body, guard, length))))
+                if let Some(session) = session {
+                    return Poll::Ready(become_session(result, session, *connection, guard));
+                }
+                // With an error the guard ends here: there is no body to carry it.
+                let admitted = |body| ShutdownBody::admitted(body, guard, length);
+                Poll::Ready(result.map(|response| response.map(admitted)))
             }
             KindProj::Refused { response } => {
                 let response = response.take().expect("a future is not polled after it has resolved");
-                Poll::Ready(Ok(response.map(ShutdownBody::refused)))
+                Poll::Ready(Ok((*response).map(ShutdownBody::refused)))
             }
         }
     }
 }
 
+/// Hands an answer over to its session, which is counted since before: the request is over.
+#[cold]
+fn become_session<B: Body, G: InFlight, E>(
+    result: Result<Response<B>, E>,
+    session: Session,
+    connection: Option<ConnectionId>,
+    request: G,
+) -> Result<Response<ShutdownBody<B, G>>, E> {
+    if let Some(connection) = connection {
+        session.carried_by(connection);
+    }
+    drop(request);
+    result.map(|response| response.map(|body| ShutdownBody::session(body, session)))
+}
+
 /// The length that the answer's head promises, and that a server holds it to.
-fn content_length<B>(response: &Response<B>) -> Option<u64> {
-    response.headers().get(CONTENT_LENGTH)?.to_str().ok()?.parse().ok()
+fn content_length(headers: &HeaderMap) -> Option<u64> {
+    headers.get(CONTENT_LENGTH)?.to_str().ok()?.parse().ok()
 }
 
 /// Answers without a body, whatever their headers say (RFC 9110 §6.4.1), and upgrades.
+#[inline]
 fn is_bodiless(status: StatusCode) -> bool {
     status.is_informational() || status == StatusCode::NO_CONTENT || status == StatusCode::NOT_MODIFIED
 }

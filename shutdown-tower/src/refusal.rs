@@ -23,7 +23,7 @@ impl<B> Refuse<B> for Refuse503 {
         *response.status_mut() = StatusCode::SERVICE_UNAVAILABLE;
         // `ShutdownCoordinator::RETRY_AFTER`, as text.
         response.headers_mut().insert(RETRY_AFTER, HeaderValue::from_static("1"));
-        close(&mut response, version);
+        close(response.headers_mut(), version);
         response
     }
 }
@@ -39,7 +39,7 @@ impl<B> Refuse<B> for RefuseGrpc {
         let mut response = Response::new(None);
         response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("application/grpc"));
         grpc_unavailable(response.headers_mut());
-        close(&mut response, version);
+        close(response.headers_mut(), version);
         response
     }
 }
@@ -50,7 +50,7 @@ where
 {
     fn refuse(&self, version: Version) -> Response<Option<B>> {
         let mut response = self().map(Some);
-        close(&mut response, version);
+        close(response.headers_mut(), version);
         response
     }
 }
@@ -63,8 +63,8 @@ pub(crate) fn grpc_unavailable(trailers: &mut HeaderMap) {
 
 /// Asks an HTTP/1 client to close the connection after this answer (RFC 9112 §9.6). HTTP/2 forbids the header and
 /// has GOAWAY.
-pub(crate) fn close<B>(response: &mut Response<B>, version: Version) {
+pub(crate) fn close(headers: &mut HeaderMap, version: Version) {
     if version <= Version::HTTP_11 {
-        response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
+        headers.insert(CONNECTION, HeaderValue::from_static("close"));
     }
 }

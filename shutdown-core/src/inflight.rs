@@ -26,6 +26,7 @@
 //! subtraction from `pending` acquires it when the guard outlived the close.
 
 use std::borrow::Cow;
+use std::sync::LazyLock;
 
 use parking_lot::Mutex as RegistryMutex;
 use slab::Slab;
@@ -323,6 +324,15 @@ impl Guard {
     }
 }
 
+/// Where a guard counts that ended before it is dropped. It stays one pointer, and a request pays no branch for it.
+static ENDED: LazyLock<Tracker> = LazyLock::new(|| Tracker::with_shards(1));
+
+impl Guard {
+    fn end(&mut self) {
+        *self = ENDED.start().expect("nobody closes it");
+    }
+}
+
 impl Drop for Guard {
     #[inline]
     fn drop(&mut self) {
@@ -338,6 +348,12 @@ impl Drop for Guard {
 pub struct RequestGuard(pub(crate) Guard);
 
 impl RequestGuard {
+    /// Ends the request now; the guard counts nothing from here on. For a request that has become a
+    /// [`Session`](crate::Session).
+    pub fn end(&mut self) {
+        self.0.end();
+    }
+
     /// Notes that the client left before its answer was complete, for the report. Drop the guard after it.
     pub fn client_gone(&self) {
         self.0.client_gone();
@@ -372,7 +388,7 @@ impl Registry {
     ) -> NamedRequestGuard {
         let shard = thread_index() % self.shards.len();
         let key = self.shards[shard].lock().insert(NamedRequest { route, started: now });
-        NamedRequestGuard { registry: self, shard, key, guard: RequestGuard(guard) }
+        NamedRequestGuard { registry: self, shard, key: Some(key), guard: RequestGuard(guard) }
     }
 
     /// The named request in flight that started first.
@@ -401,11 +417,25 @@ impl Registry {
 pub struct NamedRequestGuard {
     registry: &'static Registry,
     shard: usize,
-    key: usize,
+    /// `None` once the request has ended.
+    key: Option<usize>,
     guard: RequestGuard,
 }
 
 impl NamedRequestGuard {
+    /// Ends the request now; the guard counts nothing from here on. For a request that has become a
+    /// [`Session`](crate::Session).
+    pub fn end(&mut self) {
+        self.forget_name();
+        self.guard.end();
+    }
+
+    fn forget_name(&mut self) {
+        if let Some(key) = self.key.take() {
+            self.registry.shards[self.shard].lock().remove(key);
+        }
+    }
+
     /// Notes that the client left before its answer was complete, for the report. Drop the guard after it.
     pub fn client_gone(&self) {
         self.guard.client_gone();
@@ -415,7 +445,7 @@ impl NamedRequestGuard {
 impl Drop for NamedRequestGuard {
     fn drop(&mut self) {
         // The name goes first, so a request that is not counted is never listed.
-        self.registry.shards[self.shard].lock().remove(self.key);
+        self.forget_name();
     }
 }
 
@@ -446,6 +476,19 @@ mod tests {
             drop(guard);
         }
         assert_ready!(drained.poll());
+    }
+
+    #[test]
+    fn a_guard_that_was_ended_counts_no_more_and_its_drop_ends_nothing_else() {
+        let tracker = Tracker::with_shards(1);
+        let (mut ended, kept) = (tracker.start().unwrap(), tracker.start().unwrap());
+        ended.end();
+        assert_eq!(tracker.alive(), 1);
+        assert_eq!(tracker.close(), 1);
+        drop(ended);
+        assert!(!tracker.is_drained());
+        drop(kept);
+        assert!(tracker.is_drained());
     }
 
     #[test]

@@ -6,12 +6,11 @@ use std::task::{Context, Poll, ready};
 use bytes::Buf;
 use http_body::{Body, Frame, SizeHint};
 use pin_project_lite::pin_project;
-use shutdown_core::Session;
 
 use crate::track::InFlight;
 
 pin_project! {
-    /// A response's body, holding the request's guard, or its session, until it is dropped.
+    /// A response's body, holding the request's guard until it is dropped.
     ///
     /// Dropped before its end, it notes that the client left. The guard says when the *body* has been handed
     /// over; that its bytes are on the wire is the connection's affair, see [`Listener`](crate::Listener).
@@ -37,11 +36,6 @@ pin_project! {
         Admitted {
             #[pin]
             counted: Counted<B, G>,
-        },
-        Session {
-            #[pin]
-            body: B,
-            session: Session,
         },
         Refused {
             #[pin]
@@ -91,10 +85,6 @@ impl<B: Body, G: InFlight> ShutdownBody<B, G> {
         Self { kind: Kind::Admitted { counted: Counted { body, left, guard } } }
     }
 
-    pub(crate) fn session(body: B, session: Session) -> Self {
-        Self { kind: Kind::Session { body, session } }
-    }
-
     pub(crate) fn refused(body: Option<B>) -> Self {
         Self { kind: Kind::Refused { body } }
     }
@@ -118,7 +108,6 @@ impl<B: Body, G: InFlight> Body for ShutdownBody<B, G> {
                 *counted.left = data.map_or(0, |data| counted.left.saturating_sub(data.remaining() as u64));
                 Poll::Ready(frame)
             }
-            KindProj::Session { body, .. } => body.poll_frame(cx),
             KindProj::Refused { body } => match body.as_pin_mut() {
                 Some(body) => body.poll_frame(cx),
                 None => Poll::Ready(None),
@@ -130,7 +119,6 @@ impl<B: Body, G: InFlight> Body for ShutdownBody<B, G> {
     fn is_end_stream(&self) -> bool {
         match &self.kind {
             Kind::Admitted { counted } => counted.body.is_end_stream(),
-            Kind::Session { body, .. } => body.is_end_stream(),
             Kind::Refused { body } => body.as_ref().is_none_or(Body::is_end_stream),
         }
     }
@@ -139,7 +127,6 @@ impl<B: Body, G: InFlight> Body for ShutdownBody<B, G> {
     fn size_hint(&self) -> SizeHint {
         match &self.kind {
             Kind::Admitted { counted } => counted.body.size_hint(),
-            Kind::Session { body, .. } => body.size_hint(),
             Kind::Refused { body } => body.as_ref().map_or_else(|| SizeHint::with_exact(0), Body::size_hint),
         }
     }

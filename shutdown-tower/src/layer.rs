@@ -29,7 +29,8 @@ use crate::track::{Anonymous, InFlight, Named, Track};
 /// * From the lame duck on, HTTP/1 answers carry `Connection: close`, as
 ///   [`LameDuckPolicy`](shutdown_core::LameDuckPolicy) says.
 /// * An answer whose extensions hold a [`Session`] is one: from its head on it is no request any more, and the
-///   connection that it came over is kept for it.
+///   connection that it came over is kept for it. The answer's body, or whoever the connection is upgraded for, holds
+///   another clone of the session, as [`UntilTold`](crate::UntilTold) and [`on_upgrade`](crate::on_upgrade) do.
 ///
 /// `poll_ready` is the service's own; once requests are refused it is ready at once.
 #[derive(Clone, Copy)]
@@ -222,25 +223,23 @@ where
             KindProj::Admitted { counted, shutdown, version, connection, head } => {
                 let counted = counted.project();
                 let mut result = ready!(counted.future.poll(cx));
-                let guard = counted.guard.take().expect("a future is not polled after it has resolved");
+                let mut guard = counted.guard.take().expect("a future is not polled after it has resolved");
                 let mut length = None;
-                let mut session = None;
                 // By reference, and the answer moved once below: it is large.
                 if let Ok(response) = &mut result {
                     // An upgrade keeps its `Connection` header, and its connection.
-                    if !response.status().is_informational() && shutdown.asks_to_leave() {
+                    if shutdown.asks_to_leave() && !response.status().is_informational() {
                         close(response.headers_mut(), *version);
                     }
-                    session = response.extensions_mut().remove::<Session>();
+                    if let Some(session) = response.extensions().get::<Session>() {
+                        become_session(session, *connection, &mut guard);
+                    }
                     length =
                         if *head || (response.status() != StatusCode::OK && is_bodiless(response.status())) {
                             Some(0)
                         } else {
                             response.body().size_hint().exact().or_else(|| content_length(response.headers()))
                         };
-                }
-                if let Some(session) = session {
-                    return Poll::Ready(become_session(result, session, *connection, guard));
                 }
                 // With an error the guard ends here: there is no body to carry it.
                 let admitted = |body| ShutdownBody::admitted(body, guard, length);
@@ -254,19 +253,14 @@ where
     }
 }
 
-/// Hands an answer over to its session, which is counted since before: the request is over.
+/// Ends a request that has become a session, which is counted since before.
 #[cold]
-fn become_session<B: Body, G: InFlight, E>(
-    result: Result<Response<B>, E>,
-    session: Session,
-    connection: Option<ConnectionId>,
-    request: G,
-) -> Result<Response<ShutdownBody<B, G>>, E> {
+#[inline(never)]
+fn become_session<G: InFlight>(session: &Session, connection: Option<ConnectionId>, request: &mut G) {
     if let Some(connection) = connection {
         session.carried_by(connection);
     }
-    drop(request);
-    result.map(|response| response.map(|body| ShutdownBody::session(body, session)))
+    request.end();
 }
 
 /// The length that the answer's head promises, and that a server holds it to.

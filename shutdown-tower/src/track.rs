@@ -19,17 +19,28 @@ pub trait Track<R>: Clone {
 
 /// A guard that can note that the client left.
 pub trait InFlight {
+    /// Ends the request now: it has become a session.
+    fn end(&mut self);
+
     /// Notes that the client left before its answer was complete.
     fn client_gone(&self);
 }
 
 impl InFlight for RequestGuard {
+    fn end(&mut self) {
+        Self::end(self);
+    }
+
     fn client_gone(&self) {
         Self::client_gone(self);
     }
 }
 
 impl InFlight for NamedRequestGuard {
+    fn end(&mut self) {
+        Self::end(self);
+    }
+
     fn client_gone(&self) {
         Self::client_gone(self);
     }

@@ -267,9 +267,10 @@ impl fmt::Display for ConfigError {
             Self::NotADuration { name, value, problem } => {
                 write!(f, "{name}={value:?} is not a duration that can be used: {problem}")
             }
-            Self::NotAPolicy { value } => {
-                write!(f, "SHUTDOWN_LAME_DUCK_POLICY={value:?} is no policy: write all, read-only or gradual")
-            }
+            Self::NotAPolicy { value } => write!(
+                f,
+                "SHUTDOWN_LAME_DUCK_POLICY={value:?} is no policy: write all, read-only or gradual"
+            ),
             Self::LingerTooLong { linger, graceful } => write!(
                 f,
                 "SHUTDOWN_LINGER={} is longer than SHUTDOWN_GRACEFUL_TIMEOUT={}, which contains it: lower the first or \

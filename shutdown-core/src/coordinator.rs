@@ -24,9 +24,7 @@ use crate::latch::{Latch, Wait};
 use crate::phase::Phase;
 use crate::plan::{Plan, Stage};
 use crate::reason::{Reason, SignalReceived, Urgency};
-use crate::report::{
-    CUT_LISTED, CutRequest, CutSession, Outcome, ShutdownReport, StageReport, TaskReport, ms,
-};
+use crate::report::{CUT_LISTED, CutRequest, CutSession, Outcome, ShutdownReport, StageReport, TaskReport, ms};
 use crate::sessions::{Session, Sessions};
 use crate::snapshot::{self, InFlight, Requests, Snapshot};
 use crate::stage::{StageContext, Unit, When, boxed};
@@ -394,8 +392,9 @@ impl ShutdownCoordinator {
     /// §9.2.1) under [`LameDuckPolicy::ReadOnly`]. Then it is counted as refused.
     #[inline]
     pub fn turns_away(&self, safe: bool) -> bool {
-        let refused =
-            !safe && self.core.config.lame_duck_policy == LameDuckPolicy::ReadOnly && self.is_shutting_down();
+        let refused = !safe
+            && self.core.config.lame_duck_policy == LameDuckPolicy::ReadOnly
+            && self.is_shutting_down();
         if refused {
             self.core.turned_away.fetch_add(1, Ordering::Relaxed);
         }

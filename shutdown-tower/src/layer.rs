@@ -106,9 +106,7 @@ where
         let version = request.version();
         let shutdown = self.layer.shutdown;
         if shutdown.turns_away(request.method().is_safe()) {
-            return ResponseFuture {
-                kind: Kind::Refused { response: Some(self.layer.refuse.refuse(version)) },
-            };
+            return ResponseFuture { kind: Kind::Refused { response: Some(self.layer.refuse.refuse(version)) } };
         }
         match self.layer.track.start(shutdown, &request) {
             Ok(guard) => ResponseFuture {

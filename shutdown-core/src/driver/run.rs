@@ -175,8 +175,7 @@ impl Run {
         let sessions = self.draft(|draft| {
             core.count_sessions_as_cut(&mut draft.report, now);
             // Connections kept for sessions that are over, whose clients did not leave.
-            draft.report.connections.cut +=
-                core.connections.kept.alive().saturating_sub(draft.report.sessions.cut);
+            draft.report.connections.cut += core.connections.kept.alive().saturating_sub(draft.report.sessions.cut);
             draft.report.sessions.clone()
         });
         core.sessions.cut.set();

@@ -279,9 +279,7 @@ impl StageRun<'_> {
             .collect();
         match self.stage {
             Stage::Background => ended.extend(self.run.core.tasks.report(start, now)),
-            Stage::WebSockets => {
-                ended.push(sessions_report(self.cut, ms(now.saturating_duration_since(start))))
-            }
+            Stage::WebSockets => ended.push(sessions_report(self.cut, ms(now.saturating_duration_since(start)))),
             _ => {}
         }
         self.run.draft(|draft| {

@@ -1,5 +1,6 @@
 //! An accept loop for HTTP/1 and HTTP/2 whose connections hear every phase at its moment.
 
+mod bodies;
 mod http1;
 mod http2;
 mod one_head;
@@ -23,6 +24,8 @@ use tower::Service;
 const H2_PREFACE: &[u8; 24] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 /// How long a TLS handshake may take.
 const HANDSHAKE: Duration = Duration::from_secs(10);
+/// How long an HTTP/2 client may take to answer our PING; more than a slow round trip.
+const ANSWER_TIME: Duration = Duration::from_secs(1);
 /// How long a connection has to end by itself when requests are over and nothing of it is left to send.
 const SETTLE: Duration = Duration::from_millis(100);
 
@@ -35,7 +38,7 @@ const SETTLE: Duration = Duration::from_millis(100);
 /// | lame duck | answers carry `Connection: close` (the layer); pipelined requests are answered first | GOAWAY at once; connections accepted later get it after their first answer |
 /// | Draining | the accept queue is emptied, then closed; a fresh connection has 100 ms for its first request | the same |
 /// | linger | idle connections stay; their next answer closes them | streams that come before the client has heard are served |
-/// | requests are over | closed, half a head or not, once nothing of it is left to send | the final GOAWAY; a connection that never had a request is closed |
+/// | requests are over | closed, half a head or not, once nothing of it is left to send | the final GOAWAY; closed when the client has not answered our PING for a second and nothing is left to send |
 /// | the deadline | cut | cut |
 ///
 /// The service carries [`ShutdownLayer`](crate::ShutdownLayer) somewhere: what is not counted is not waited for.

@@ -1,6 +1,6 @@
 //! One HTTP/2 connection.
 
-use std::future::Future;
+use std::future::{Future, poll_fn};
 use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -14,10 +14,12 @@ use pin_project_lite::pin_project;
 use shutdown_core::net::FirstBytes;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::sync::Notify;
+use tokio::time::{Instant, sleep_until};
 use tower::Service;
 use tower::util::Oneshot;
 
-use super::{HttpService, Opened, SETTLE};
+use super::bodies::{Bodies, Counted, Written};
+use super::{ANSWER_TIME, HttpService, Opened, SETTLE};
 
 /// Serves until the client or the shutdown ends it.
 pub(super) async fn serve<I, S>(
@@ -32,7 +34,9 @@ pub(super) async fn serve<I, S>(
     let shutdown = opened.shutdown;
     let seen = Arc::new(Seen::default());
     let late = shutdown.is_shutting_down();
-    let service = Watched { inner: service, late, seen: Arc::clone(&seen) };
+    let bodies = Arc::new(Bodies::default());
+    let io = Written::new(io, Arc::clone(&bodies));
+    let service = Watched { inner: service, late, seen: Arc::clone(&seen), bodies: Arc::clone(&bodies) };
     let mut connection = builder.serve_connection(TokioIo::new(io), service);
 
     let told = async {
@@ -51,17 +55,25 @@ pub(super) async fn serve<I, S>(
     // GOAWAY with the highest number there is, and a PING; its answer says that the client has heard, and the final
     // GOAWAY names the last stream that is served (RFC 9113 §6.8).
     Pin::new(&mut connection).graceful_shutdown();
+    let answered_by = Instant::now() + ANSWER_TIME;
     if !opened.run(&mut connection, shutdown.requests_done()).await {
         return;
     }
-    let settle = async {
-        tokio::time::sleep(SETTLE).await;
-        if seen.called.load(Ordering::Relaxed) {
-            // The last answers may wait for the client's window: the deadline bounds them.
-            std::future::pending::<()>().await;
-        }
-    };
-    opened.run(&mut connection, settle).await;
+    // A client that has answered the PING ends the connection with its last answer. One that has not may never: it is
+    // gone, or was never there.
+    let mut over_at = Instant::now() + SETTLE;
+    if seen.called.load(Ordering::Relaxed) {
+        over_at = over_at.max(answered_by);
+    }
+    let mut settled = false;
+    let mut settle = std::pin::pin!(sleep_until(over_at));
+    let over = poll_fn(|cx: &mut Context<'_>| {
+        settled = settled || settle.as_mut().poll(cx).is_ready();
+        // What waits for the client's window is bounded by the deadline.
+        let keeps = bodies.have_unwritten() || opened.handle.has_unsent() || opened.handle.carries_sessions();
+        if settled && !keeps { Poll::Ready(()) } else { Poll::Pending }
+    });
+    opened.run(&mut connection, over).await;
 }
 
 /// What has happened on a connection.
@@ -71,18 +83,20 @@ struct Seen {
     answered: Notify,
 }
 
-/// Notes the first request of a connection and, on one accepted after the lame duck began, its answer.
+/// Notes the first request of a connection and, on one accepted after the lame duck began, its answer; counts what bodies
+/// give.
 struct Watched<S> {
     inner: S,
     late: bool,
     seen: Arc<Seen>,
+    bodies: Arc<Bodies>,
 }
 
 impl<S, B> hyper::service::Service<Request<Incoming>> for Watched<S>
 where
     S: Service<Request<Incoming>, Response = Response<B>> + Clone,
 {
-    type Response = S::Response;
+    type Response = Response<Counted<B>>;
     type Error = S::Error;
     type Future = Answering<Oneshot<S, Request<Incoming>>>;
 
@@ -92,7 +106,8 @@ where
             self.seen.called.store(true, Ordering::Relaxed);
         }
         let seen = self.late.then(|| Arc::clone(&self.seen));
-        Answering { future: Oneshot::new(self.inner.clone(), request), seen }
+        let bodies = Some(Arc::clone(&self.bodies));
+        Answering { future: Oneshot::new(self.inner.clone(), request), seen, bodies }
     }
 }
 
@@ -101,18 +116,23 @@ pin_project! {
         #[pin]
         future: F,
         seen: Option<Arc<Seen>>,
+        bodies: Option<Arc<Bodies>>,
     }
 }
 
-impl<F: Future> Future for Answering<F> {
-    type Output = F::Output;
+impl<F, B, E> Future for Answering<F>
+where
+    F: Future<Output = Result<Response<B>, E>>,
+{
+    type Output = Result<Response<Counted<B>>, E>;
 
-    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<F::Output> {
+    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         let this = self.project();
         let output = ready!(this.future.poll(cx));
         if let Some(seen) = this.seen {
             seen.answered.notify_one();
         }
-        Poll::Ready(output)
+        let bodies = this.bodies.take().expect("a future is not polled after it has resolved");
+        Poll::Ready(output.map(|response| response.map(|body| Counted::new(body, bodies))))
     }
 }

@@ -9,11 +9,12 @@ use crate::client::Connection;
 use crate::h2raw::{Client, PREFACE};
 
 /// All of them.
-pub const STATES: [State; 7] = [
+pub const STATES: [State; 8] = [
     State::new("h2: half of the preface", half_preface),
     State::new("h2: preface without SETTINGS", no_settings),
     State::new("h2: PING never acknowledged", no_ack),
     State::new("h2: PING never acknowledged, 500 ms handler", no_ack_in_flight),
+    State::new("h2: PING never acknowledged, 100 kB wait for its window", no_ack_no_window),
     State::new("h2: 50 streams of 16 KiB in flight", fifty_streams),
     State::new("h2: HEADERS between the two GOAWAYs", between_goaways),
     State::new("h2: stream above the last id", above_the_last),
@@ -65,6 +66,17 @@ fn no_ack_in_flight(visit: &Visit) -> io::Result<String> {
     visit.term();
     client.read_until(|_| false);
     Ok(format!("{}, {}", tell_stream(visit, &client, 1, "/slow?ms=500"), tell_over(&client)))
+}
+
+fn no_ack_no_window(visit: &Visit) -> io::Result<String> {
+    const PATH: &str = "/bytes?n=100000";
+    let mut client = connect(visit)?;
+    client.hello()?;
+    client.get(1, PATH)?;
+    client.read_until(|client| client.got(1).body.len() == 65_535);
+    visit.term();
+    client.read_until(|_| false);
+    Ok(format!("{}, {}", tell_stream(visit, &client, 1, PATH), tell_over(&client)))
 }
 
 fn fifty_streams(visit: &Visit) -> io::Result<String> {

@@ -18,14 +18,16 @@ use tokio::time::Instant;
 
 use crate::PATIENCE;
 
-/// The path of a binary of this workspace, built by `tests/run` beside the tests.
+/// The path of a binary of this workspace, built by `tests/run` beside the tests and by the benches beside themselves.
 ///
 /// # Panics
 ///
 /// If it is not there.
 pub fn binary(name: &str) -> PathBuf {
-    let test = std::env::current_exe().expect("a test knows its own path");
-    let profile = test.ancestors().nth(2).expect("tests live in target/<profile>/deps");
+    let this = std::env::current_exe().expect("a program knows its own path");
+    let beside = this.parent().expect("a file is in a directory");
+    // Programs live in target/<profile>, tests in target/<profile>/deps.
+    let profile = if beside.ends_with("deps") { beside.parent().unwrap_or(beside) } else { beside };
     let path = profile.join(name);
     assert!(path.exists(), "{} is not built: run tests/run, which builds it", path.display());
     path

@@ -1,7 +1,7 @@
 //! The same service under stock `axum::serve`, for programs that must keep it.
 //!
 //! It refuses, counts and ends as the other does; what it cannot do is said at
-//! [`Listener`](shutdown_tower::Listener).
+//! [`Listener`].
 
 mod routes;
 

@@ -1,12 +1,12 @@
-//! `shutdown-core` for tower, axum and hyper: requests are counted to their last byte, refused when it is too late,
-//! and asked to leave in time.
+//! `shutdown-core` for tower, axum, hyper and tonic: requests are counted to their last byte, refused when it is too
+//! late, and asked to leave in time; long streams are told to end.
 //!
 //! ```no_run
 //! use std::{convert::Infallible, process::ExitCode};
 //!
 //! use axum::{Router, routing::get};
 //! use shutdown_core::{ShutdownConfig, ShutdownCoordinator, Signals, start_failure};
-//! use shutdown_tower::{Listener, ShutdownLayer};
+//! use shutdown_tower::{Server, ShutdownLayer};
 //! use tokio::net::TcpListener;
 //!
 //! #[tokio::main]
@@ -23,9 +23,9 @@
 //!         .install()?;
 //!
 //!     let app = Router::new().route("/", get(|| async { "hello\n" })).layer(ShutdownLayer::new(shutdown));
-//!     let listener = Listener::new(TcpListener::bind("127.0.0.1:3000").await?, shutdown);
-//!     let server = axum::serve(listener, app).with_graceful_shutdown(shutdown.requests_done());
-//!     tokio::spawn(server.into_future());
+//!     let listener = TcpListener::bind("127.0.0.1:3000").await?;
+//!     // Not awaited: it returns when the listener has closed, and the shutdown goes on.
+//!     tokio::spawn(Server::new(shutdown).serve(listener, app));
 //!
 //!     shutdown.finished().await.exit()
 //! }
@@ -33,8 +33,20 @@
 //!
 //! * [`ShutdownLayer`] for HTTP services, [`GuardLayer`] for any other tower service, [`ShutdownAware`] for what is
 //!   no service at all.
-//! * [`Listener`] for stock `axum::serve`: a connection counts until its last byte is on the wire.
-//! * [`admin`]: `/livez`, `/readyz`, `/status`, `/metrics`, `/last-shutdown`, `/terminate`.
+//! * [`Server`], an accept loop over hyper: every connection hears every phase at its moment. [`Listener`] for stock
+//!   `axum::serve`, [`TonicIncoming`] for stock tonic, where those must stay.
+//! * WebSockets and other long streams: [`SessionSocket`] and [`on_upgrade`], [`UntilTold`], [`SessionLayer`]. A stream
+//!   that nobody registers is a request, and holds the drain.
+//!
+//! | feature | what | default |
+//! |---|---|---|
+//! | `serve` | [`Server`] | yes |
+//! | `axum` | [`Listener`], [`Wrapped`] | yes |
+//! | `sessions` | [`SessionSocket`], [`UntilTold`], [`SessionLayer`] | yes |
+//! | `ws` | [`on_upgrade`], and [`SocketMessage`] for axum's WebSockets | |
+//! | `tungstenite` | [`SocketMessage`] for tokio-tungstenite's | |
+//! | `tonic` | [`TonicIncoming`] | |
+//! | `admin` | [`admin`]: `/livez`, `/readyz`, `/status`, `/metrics`, `/last-shutdown`, `/terminate` | yes |
 
 #[cfg(feature = "admin")]
 pub mod admin;

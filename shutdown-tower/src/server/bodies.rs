@@ -2,7 +2,8 @@
 //!
 //! h2 takes a body's frames whole and keeps what the client's windows do not let through; nobody can ask how much that
 //! is. So what goes in is counted, and what comes out: the DATA frames written to the socket. Bytes of a stream that was
-//! reset never come out; then more is left than there is, never less.
+//! reset never come out; then more is left than there is. Bytes of a tunnel (CONNECT) come out and never went in: a
+//! connection that carries one is kept as a session's, or is not waited for.
 
 use std::io;
 use std::pin::Pin;

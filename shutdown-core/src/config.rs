@@ -13,12 +13,13 @@ const LONGEST: Duration = Duration::from_secs(7 * 24 * 60 * 60);
 /// What is still served, and who is asked to leave, while the service is a lame duck.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "kebab-case")]
+#[non_exhaustive]
 pub enum LameDuckPolicy {
     /// Everything is served, and every answer asks its client to leave.
     #[default]
     All,
     /// Safe methods (RFC 9110 §9.2.1: GET, HEAD, OPTIONS, TRACE) are served; from here on others are refused, so that
-    /// nothing new has to be finished.
+    /// nothing new has to be finished. Every gRPC call is a POST: all of them are refused.
     ReadOnly,
     /// Everything is served, and a growing share of the answers asks its client to leave: none at the beginning, all
     /// at the end of the lame duck. Clients move to the neighbours one after another.
@@ -108,7 +109,7 @@ impl Default for ShutdownConfig {
 
 impl ShutdownConfig {
     /// The variables read by [`from_env`](Self::from_env).
-    pub const VARIABLES: [&'static str; 13] = [
+    pub const VARIABLES: &'static [&'static str] = &[
         "SHUTDOWN_LAME_DUCK",
         "SHUTDOWN_LINGER",
         "SHUTDOWN_GRACEFUL_TIMEOUT",
@@ -343,7 +344,7 @@ mod tests {
             None
         })
         .unwrap();
-        assert_eq!(read.into_inner(), ShutdownConfig::VARIABLES.into_iter().collect());
+        assert_eq!(read.into_inner(), ShutdownConfig::VARIABLES.iter().copied().collect());
     }
 
     proptest! {

@@ -50,6 +50,8 @@ pub(crate) struct Connection {
     carries_sessions: AtomicBool,
     /// Whether bytes wait for the socket to take them, or the peer is being heard out.
     unsent: AtomicBool,
+    /// Whether it is closed in two steps.
+    hear_out: AtomicBool,
 }
 
 #[derive(Debug)]
@@ -77,6 +79,7 @@ impl Connections {
             carried: Mutex::new(Carried { sessions: 0, counted: Some(counted) }),
             carries_sessions: AtomicBool::new(false),
             unsent: AtomicBool::new(false),
+            hear_out: AtomicBool::new(false),
         });
         // The shard is the thread's own, the number unique.
         let shards = self.open.len() as u64;
@@ -98,6 +101,15 @@ impl Connections {
     /// Open ones, kept or not; a moment's value.
     pub(crate) fn alive(&self) -> u64 {
         self.awaited.alive() + self.kept.alive()
+    }
+
+    /// Those kept for sessions that are over: their clients did not leave.
+    pub(crate) fn left_behind(&self) -> u64 {
+        let left = |connection: &&Arc<Connection>| {
+            let carried = connection.carried.lock();
+            connection.carries_sessions() && carried.sessions == 0 && carried.counted.is_some()
+        };
+        self.open.iter().map(|shard| shard.lock().values().filter(left).count() as u64).sum()
     }
 
     pub(crate) fn accepted(&self) -> u64 {
@@ -133,6 +145,7 @@ impl Connection {
             }
             // Refused once the listeners are closed: it stays what it is until it closes.
             let Ok(awaited) = connections.awaited.start() else { return };
+            // Release: pairs with the Acquire in `carries_sessions`; the connection is counted as awaited by then.
             self.carries_sessions.store(false, Ordering::Release);
             carried.counted.replace(awaited)
         };
@@ -140,6 +153,7 @@ impl Connection {
     }
 
     fn carries_sessions(&self) -> bool {
+        // Acquire: pairs with the Releases in `carry` and `let_go`.
         self.carries_sessions.load(Ordering::Acquire)
     }
 }
@@ -147,19 +161,18 @@ impl Connection {
 /// An open connection. While one that carries more than sessions is open, the drain is not over.
 #[must_use = "the connection counts as closed when its guard is dropped"]
 pub struct ConnectionGuard {
-    id: ConnectionId,
     handle: ConnectionHandle,
 }
 
 impl ConnectionGuard {
     pub(crate) fn start(core: &'static Core) -> Result<Self, ShuttingDown> {
         let (id, connection) = core.connections.start()?;
-        Ok(Self { id, handle: ConnectionHandle { core, connection } })
+        Ok(Self { handle: ConnectionHandle { core, id, connection } })
     }
 
     /// Its number.
     pub fn id(&self) -> ConnectionId {
-        self.id
+        self.handle.id
     }
 
     /// Looks at this connection from elsewhere.
@@ -170,14 +183,14 @@ impl ConnectionGuard {
 
 impl fmt::Debug for ConnectionGuard {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_tuple("ConnectionGuard").field(&self.id).finish()
+        f.debug_tuple("ConnectionGuard").field(&self.id()).finish()
     }
 }
 
 impl Drop for ConnectionGuard {
     fn drop(&mut self) {
-        let ConnectionHandle { core, connection } = &self.handle;
-        core.connections.shard(self.id).lock().remove(&self.id.0.get());
+        let ConnectionHandle { core, id, connection } = &self.handle;
+        core.connections.shard(*id).lock().remove(&id.0.get());
         let counted = connection.carried.lock().counted.take();
         drop(counted);
     }
@@ -187,16 +200,22 @@ impl Drop for ConnectionGuard {
 #[derive(Clone)]
 pub struct ConnectionHandle {
     core: &'static Core,
+    id: ConnectionId,
     connection: Arc<Connection>,
 }
 
 impl fmt::Debug for ConnectionHandle {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_tuple("ConnectionHandle").field(&self.connection).finish()
+        f.debug_tuple("ConnectionHandle").field(&self.id).finish()
     }
 }
 
 impl ConnectionHandle {
+    /// Its number.
+    pub fn id(&self) -> ConnectionId {
+        self.id
+    }
+
     /// Resolves when this connection is to be cut: at the drain's deadline, or, while it carries sessions, at the end
     /// of stage WebSockets.
     pub fn cut(&self) -> Cut {
@@ -212,6 +231,17 @@ impl ConnectionHandle {
     /// the peer is being heard out.
     pub fn has_unsent(&self) -> bool {
         self.connection.unsent.load(Ordering::Relaxed)
+    }
+
+    /// Has the IO object close in two steps from now on, or not: see [`Io`](crate::net::Io). For protocols that read
+    /// nothing after they have ended their half; not for a tunnel.
+    pub fn hear_out(&self, hear_out: bool) {
+        self.connection.hear_out.store(hear_out, Ordering::Relaxed);
+    }
+
+    #[cfg(feature = "net")]
+    pub(crate) fn hears_out(&self) -> bool {
+        self.connection.hear_out.load(Ordering::Relaxed)
     }
 
     #[cfg(feature = "net")]
@@ -260,17 +290,20 @@ impl ConnectionId {
     /// The connection that the current task polled last.
     ///
     /// In the `call` of a service this is the connection that the request came over: servers poll a connection and
-    /// call the service in one task. `None` where a request has been handed to another task first.
+    /// call the service in one task. `None` where a request has been handed to another task first, as the stock
+    /// servers of HTTP/2 do.
     #[inline]
     pub fn of_this_task() -> Option<Self> {
         let (task, id) = POLLED.with(Cell::get)?;
         (tokio::task::try_id() == Some(task)).then_some(id)
     }
 
-    /// Notes that the current task polls this connection.
-    #[cfg(feature = "net")]
+    /// Notes that the current task works for this connection, until it or another task of this thread says otherwise.
+    ///
+    /// For servers that answer the requests of one connection in tasks of their own, as HTTP/2 does: call it before
+    /// each poll of an answer. IO objects of [`net`](crate::net) do so by themselves.
     #[inline]
-    pub(crate) fn polled(self) {
+    pub fn polled(self) {
         POLLED.with(|polled| polled.set(tokio::task::try_id().map(|task| (task, self))));
     }
 }

@@ -192,6 +192,7 @@ impl Core {
         report.sessions.told = self.sessions.told();
         if !self.sessions.cut.is_set() {
             self.count_sessions_as_cut(&mut report, now);
+            report.connections.cut += self.connections.left_behind();
         }
         let not_begun = self.not_begun(&report);
         report.stages.extend(not_begun);
@@ -376,7 +377,8 @@ impl ShutdownCoordinator {
     }
 
     /// Whether the answer at hand should ask its client to leave (`Connection: close`): from the lame duck on, or, under
-    /// [`LameDuckPolicy::Gradual`], for a share of the answers that grows over the lame duck. One atomic load while
+    /// [`LameDuckPolicy::Gradual`], for a share of the answers that grows over the lame duck. Ask once an answer: each
+    /// question takes its share. One atomic load while
     /// the service runs.
     #[inline]
     pub fn asks_to_leave(&self) -> bool {
@@ -395,7 +397,7 @@ impl ShutdownCoordinator {
     }
 
     /// Whether the lame duck's policy refuses a request: one that may change something (not `safe`, RFC 9110
-    /// §9.2.1) under [`LameDuckPolicy::ReadOnly`]. Then it is counted as refused.
+    /// §9.2.1) under [`LameDuckPolicy::ReadOnly`]. Then it is counted as refused: ask once a request.
     #[inline]
     pub fn turns_away(&self, safe: bool) -> bool {
         let refused =

@@ -164,10 +164,10 @@ impl Session {
         &self.0.name
     }
 
-    /// Says which connection carries it. Only the first call does anything; for adapters.
-    pub fn carried_by(&self, connection: ConnectionId) {
+    /// Says which connection carries it; `false` if that has closed. Only the first call does anything; for adapters.
+    pub fn carried_by(&self, connection: ConnectionId) -> bool {
         let connections = &self.0.core.connections;
-        let Some(found) = connections.find(connection) else { return };
+        let Some(found) = connections.find(connection) else { return false };
         let mut first = false;
         let carrier = self.0.connection.get_or_init(|| {
             first = true;
@@ -176,12 +176,19 @@ impl Session {
         if first {
             carrier.carry(connections);
         }
+        true
     }
 
     /// Resolves when it is this session's turn to end: in its slot of the window that opens with the lame duck, or
     /// at once when the shutdown hurries. Every call resolves at the same moment; a later one at once.
     pub fn told(&self) -> Told {
         Told { wait: Waiting::Leaving(self.0.core.leaving.wait()), session: self.clone() }
+    }
+
+    /// Resolves when there is no time left to be polite in: a second signal has come, or half of stage WebSockets has
+    /// passed. Everybody is told by then.
+    pub fn hurried(&self) -> Wait<'static> {
+        self.0.core.sessions.hurried.wait()
     }
 
     /// Resolves when the time of stage WebSockets is over: its connection fails now.

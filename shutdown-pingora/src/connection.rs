@@ -129,6 +129,8 @@ impl Peek for Connection {
         let fits = seen.len().min(buf.len());
         buf[..fits].copy_from_slice(&seen[..fits]);
         if speaks_h2 {
+            // HTTP/2 clients go on sending window updates while they read.
+            self.handle().hear_out(true);
             let asked = async move { shutdown.asked_to_leave().await };
             self.leave = Some(Leave::Serving(Box::pin(asked), self.tell.take()));
         }

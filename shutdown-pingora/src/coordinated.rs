@@ -73,13 +73,13 @@ impl<P> Coordinated<P> {
         let request = session.req_header();
         let tunnel = answer.status == StatusCode::SWITCHING_PROTOCOLS
             || (request.method == Method::CONNECT && answer.status.is_success());
+        // Through an HTTP/2 stream, whose connection is not known, it stays a request.
         if tunnel
             && matches!(ctx.admission, Admission::Admitted(_))
+            && let Some(connection) = ctx.connection
             && let Ok(tunnel) = self.shutdown.session_start(name(request))
+            && tunnel.carried_by(connection)
         {
-            if let Some(connection) = ctx.connection {
-                tunnel.carried_by(connection);
-            }
             ctx.admission = Admission::Tunnel(tunnel);
         }
     }

@@ -9,7 +9,7 @@ use std::future::Future;
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
 
-use http::header::CONTENT_LENGTH;
+use http::header::{CONNECTION, CONTENT_LENGTH};
 use http::{HeaderMap, Method, Request, Response, StatusCode, Version};
 use http_body::Body;
 use pin_project_lite::pin_project;
@@ -29,7 +29,9 @@ use crate::track::{Anonymous, InFlight, Named, Track};
 /// * From the lame duck on, HTTP/1 answers carry `Connection: close`, as
 ///   [`LameDuckPolicy`](shutdown_core::LameDuckPolicy) says.
 /// * An answer whose extensions hold a [`Session`] is one: from its head on it is no request any more, and the
-///   connection that it came over is kept for it. The answer's body, or whoever the connection is upgraded for, holds
+///   connection that it came over is kept for it. Where the connection is not known – over HTTP/2 under a stock
+///   server, or behind a layer that hands requests to another task – it stays a request as well: the drain waits for
+///   it, until it ends as it is told to. The answer's body, or whoever the connection is upgraded for, holds
 ///   another clone of the session, as [`UntilTold`](crate::UntilTold) and [`on_upgrade`](crate::on_upgrade) do.
 ///
 /// `poll_ready` is the service's own; once requests are refused it is ready at once.
@@ -135,7 +137,9 @@ where
 #[cold]
 #[inline(never)]
 fn refused<B>(refuse: &impl Refuse<B>, version: Version) -> Box<Response<Option<B>>> {
-    Box::new(refuse.refuse(version))
+    let mut response = refuse.refuse(version);
+    response.extensions_mut().insert(AskedToLeave);
+    Box::new(response)
 }
 
 pin_project! {
@@ -229,7 +233,7 @@ where
                 if let Ok(response) = &mut result {
                     // An upgrade keeps its `Connection` header, and its connection.
                     if shutdown.asks_to_leave() && !response.status().is_informational() {
-                        close(response.headers_mut(), *version);
+                        ask_to_leave(response, *version);
                     }
                     if let Some(session) = response.extensions().get::<Session>() {
                         become_session(session, *connection, &mut guard);
@@ -253,14 +257,26 @@ where
     }
 }
 
+/// In the extensions of an answer: `Connection: close` is the shutdown's, not the service's own.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct AskedToLeave;
+
+#[cold]
+#[inline(never)]
+fn ask_to_leave<B>(response: &mut Response<B>, version: Version) {
+    if !response.headers().contains_key(CONNECTION) {
+        response.extensions_mut().insert(AskedToLeave);
+    }
+    close(response.headers_mut(), version);
+}
+
 /// Ends a request that has become a session, which is counted since before.
 #[cold]
 #[inline(never)]
 fn become_session<G: InFlight>(session: &Session, connection: Option<ConnectionId>, request: &mut G) {
-    if let Some(connection) = connection {
-        session.carried_by(connection);
+    if connection.is_some_and(|connection| session.carried_by(connection)) {
+        request.end();
     }
-    request.end();
 }
 
 /// The length that the answer's head promises, and that a server holds it to.

@@ -61,12 +61,12 @@ impl<L: Accept> axum::serve::Listener for Listener<L> {
 }
 
 /// How long a listener that cannot be asked for what is queued is given to bring it.
-const QUEUED: Duration = Duration::from_millis(10);
+const QUEUED: Duration = Duration::from_millis(100);
 
 /// Wraps any listener of axum's – one that shakes hands, limits, or taps – as [`Listener`] wraps tokio's.
 ///
 /// Such a listener can only be waited for, not asked whether a connection is queued: when Draining begins it is over
-/// once it has brought none for 10 ms.
+/// once it has brought none for 100 ms.
 #[derive(Debug)]
 pub struct Wrapped<L> {
     shutdown: ShutdownCoordinator,
@@ -82,12 +82,16 @@ impl<L: axum::serve::Listener> Wrapped<L> {
 
     async fn next(&mut self) -> Option<(L::Io, L::Addr)> {
         let (listener, _) = self.open.as_mut()?;
-        tokio::select! {
-            biased;
-            () = self.shutdown.draining() => {}
-            accepted = listener.accept() => return Some(accepted),
-        }
-        let last = timeout(QUEUED, listener.accept()).await.ok();
+        let last = {
+            // One wait across the moment: it may be in the middle of a handshake.
+            let mut accepting = std::pin::pin!(listener.accept());
+            tokio::select! {
+                biased;
+                () = self.shutdown.draining() => {}
+                accepted = &mut accepting => return Some(accepted),
+            }
+            timeout(QUEUED, accepting).await.ok()
+        };
         if last.is_none() {
             self.open = None;
         }

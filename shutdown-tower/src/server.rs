@@ -35,7 +35,7 @@ const SETTLE: Duration = Duration::from_millis(100);
 ///
 /// | moment | HTTP/1 | HTTP/2 |
 /// |---|---|---|
-/// | lame duck | answers carry `Connection: close` (the layer); pipelined requests are answered first | GOAWAY at once; connections accepted later get it after their first answer |
+/// | lame duck | answers carry `Connection: close` (the layer); requests pipelined behind one without a body are answered first | GOAWAY at once; connections accepted later get it after their first answer |
 /// | Draining | the accept queue is emptied, then closed; a fresh connection has 100 ms for its first request | the same |
 /// | linger | idle connections stay; their next answer closes them | streams that come before the client has heard are served |
 /// | requests are over | closed, half a head or not, once nothing of it is left to send | the final GOAWAY; closed when the client has not answered our PING for a second and nothing is left to send |
@@ -74,7 +74,8 @@ impl Server {
     /// A server under `shutdown`, without TLS.
     pub fn new(shutdown: ShutdownCoordinator) -> Self {
         let mut http1 = hyper::server::conn::http1::Builder::new();
-        http1.timer(TokioTimer::new());
+        // With a timer hyper's default is 30 s, and counts the time between two requests.
+        http1.timer(TokioTimer::new()).header_read_timeout(None);
         let mut http2 = hyper::server::conn::http2::Builder::new(TokioExecutor::new());
         http2.timer(TokioTimer::new());
         Self { shutdown, http1, http2, handshake: Plain }

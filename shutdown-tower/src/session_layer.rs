@@ -135,13 +135,13 @@ impl<B: Body> Body for SessionBody<B> {
         if *this.over {
             return Poll::Ready(None);
         }
-        // What is ready is sent before the end is said.
-        if let Poll::Ready(frame) = this.body.poll_frame(cx) {
+        // First: a stream that always has something ready is told, too.
+        let told = this.told.as_mut().is_some_and(|told| Pin::new(told).poll(cx).is_ready());
+        if !told {
+            let frame = ready!(this.body.poll_frame(cx));
             *this.over = frame.is_none();
             return Poll::Ready(frame);
         }
-        let Some(told) = this.told else { return Poll::Pending };
-        ready!(Pin::new(told).poll(cx));
         *this.over = true;
         Poll::Ready(this.grpc.then(|| {
             let mut trailers = HeaderMap::with_capacity(2);

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use futures_core::Stream;
 use futures_sink::Sink;
-use shutdown_core::{Session, Told};
+use shutdown_core::{Session, Told, Wait};
 use tokio::time::{Sleep, sleep};
 
 /// What a WebSocket's client is told when the service stops.
@@ -17,7 +17,8 @@ use tokio::time::{Sleep, sleep};
 pub struct Goodbye {
     /// A text message for the application; `None` sends none.
     pub message: Option<Cow<'static, str>>,
-    /// From the message to the Close.
+    /// From the message to the Close. Cut short when there is no time for it: by a second signal, or when half of stage
+    /// WebSockets has passed.
     pub delay: Duration,
     /// The code of the Close: 1001 (going away) or 1012 (service restart); RFC 6455 §7.4.1 and its registry.
     pub code: u16,
@@ -53,12 +54,28 @@ impl Goodbye {
         self
     }
 
+    /// Another reason in the Close; what is longer than 123 bytes is cut off.
+    pub fn reason(mut self, reason: impl Into<Cow<'static, str>>) -> Self {
+        let mut reason = reason.into();
+        if reason.len() > LONGEST_REASON {
+            let mut text = reason.into_owned();
+            let end = (0..=LONGEST_REASON).rev().find(|end| text.is_char_boundary(*end)).unwrap_or(0);
+            text.truncate(end);
+            reason = text.into();
+        }
+        self.reason = reason;
+        self
+    }
+
     /// Another code in the Close, for example 1012: the service restarts.
     pub fn code(mut self, code: u16) -> Self {
         self.code = code;
         self
     }
 }
+
+/// A control frame has 125 bytes, two of them the code; RFC 6455 §5.5.
+const LONGEST_REASON: usize = 123;
 
 /// A message of a WebSocket library.
 pub trait SocketMessage: Sized {
@@ -126,10 +143,13 @@ enum State {
     Serving,
     Message,
     MessageSent,
-    Delay(Pin<Box<Sleep>>),
+    Delay(Pin<Box<Sleep>>, Wait<'static>),
     Close,
     CloseSent,
+    /// Our Close is out: what the service still sends is dropped.
     Listening,
+    /// The client has closed, or the socket is broken: the socket speaks for itself.
+    Over,
 }
 
 impl<S> SessionSocket<S> {
@@ -209,10 +229,12 @@ where
                 }
                 State::MessageSent => {
                     ready!(Pin::new(socket).poll_flush(cx))?;
-                    State::Delay(Box::pin(sleep(self.goodbye.delay)))
+                    State::Delay(Box::pin(sleep(self.goodbye.delay)), self.told.session().hurried())
                 }
-                State::Delay(delay) => {
-                    ready!(delay.as_mut().poll(cx));
+                State::Delay(delay, hurried) => {
+                    if Pin::new(hurried).poll(cx).is_pending() {
+                        ready!(delay.as_mut().poll(cx));
+                    }
                     State::Close
                 }
                 State::Close => {
@@ -225,7 +247,7 @@ where
                     ready!(Pin::new(socket).poll_flush(cx))?;
                     State::Listening
                 }
-                State::Listening => return Poll::Ready(Ok(())),
+                State::Listening | State::Over => return Poll::Ready(Ok(())),
             };
         }
     }
@@ -241,14 +263,12 @@ where
     fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
         if let Poll::Ready(Err(_)) = self.say_goodbye(cx) {
             // Broken, or closed by the client first: reading says which.
-            self.state = State::Listening;
+            self.state = State::Over;
         }
         let message = ready!(Pin::new(&mut self.socket).poll_next(cx));
-        if let Some(Ok(message)) = &message
-            && message.is_close()
-        {
-            // The library answers it; a goodbye now would be a fault.
-            self.state = State::Listening;
+        // After the client's Close, which the library answers, a goodbye would be a fault.
+        if !matches!(&message, Some(Ok(message)) if !message.is_close()) {
+            self.state = State::Over;
         }
         Poll::Ready(message)
     }

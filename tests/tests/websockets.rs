@@ -60,6 +60,23 @@ fn every_websocket_gets_the_message_and_a_close_in_its_turn() {
 }
 
 #[test]
+fn a_second_signal_cuts_the_politeness_short_and_no_websocket() {
+    let many = 50;
+    need_descriptors(1_000);
+    let mut service = Service::start("axum-service", [("SHUTDOWN_LAME_DUCK", "20")]);
+    let mut clients = clients(many, "stay", &[service.listen.to_string()]);
+    clients.stdout_line(|line| line == format!("connected {many}"));
+    status_until(service.admin, |status| status["sessions"]["open"] == many);
+    service.process.signal(Signal::TERM);
+    status_until(service.admin, |status| status["phase"] == "lame_duck");
+    service.process.signal(Signal::INT);
+    let result = result(&mut clients);
+    assert_eq!((&result["close_1001"], &result["cut"]), (&many.into(), &0.into()), "{result}");
+    assert_eq!(service.process.exit_code(PATIENCE), 128 + 2, "{}", service.process.stderr());
+    assert_eq!(service.report()["sessions"]["cut"], 0);
+}
+
+#[test]
 fn websockets_through_the_proxy_are_kept_while_it_drains_and_cut_at_the_end_of_their_stage() {
     let many = count(4_000);
     // The demo upstream lives in the proxy's process: three ends of each.

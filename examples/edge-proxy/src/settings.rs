@@ -201,7 +201,7 @@ impl Sources<'_> {
     fn budgets(&self) -> Result<ShutdownConfig, String> {
         // Fetched first, because `from_lookup` has no way to pass on what is wrong with a source.
         let mut given = BTreeMap::new();
-        for name in ShutdownConfig::VARIABLES {
+        for &name in ShutdownConfig::VARIABLES {
             let from_file = || self.file.get(&name.to_lowercase()).and_then(|values| values.first().cloned());
             if let Some(text) = self.variable(name)?.map(|(_, text)| text).or_else(from_file) {
                 given.insert(name, text);

@@ -168,15 +168,15 @@ impl Run {
         self.core.sessions.pace(self.began + self.now(), window);
     }
 
-    /// Cuts the sessions that are left, and names them.
-    pub(super) fn cut_sessions(&self) -> u64 {
+    /// Cuts the sessions that are left, and names them; and the connections kept for sessions that are over. How many
+    /// of each.
+    pub(super) fn cut_sessions(&self) -> (u64, u64) {
         let core = self.core;
         let now = Instant::now();
+        let left_behind = core.connections.left_behind();
         let sessions = self.draft(|draft| {
             core.count_sessions_as_cut(&mut draft.report, now);
-            // Connections kept for sessions that are over, whose clients did not leave.
-            draft.report.connections.cut +=
-                core.connections.kept.alive().saturating_sub(draft.report.sessions.cut);
+            draft.report.connections.cut += left_behind;
             draft.report.sessions.clone()
         });
         core.sessions.cut.set();
@@ -189,7 +189,7 @@ impl Run {
                 tracing::warn!(target: "shutdown", sessions = cut, "stage websockets: cutting what is left");
             }
         });
-        cut
+        (cut, left_behind)
     }
 
     pub(super) fn seal_stages(&self) {

@@ -58,8 +58,14 @@ impl Run {
         }
         let token = CancellationToken::new();
         let context = StageContext { deadline: self.began + deadline, token: token.clone() };
-        let mut work = StageRun { run: self, stage, start, context, units, running: Vec::new(), cut: None };
+        let mut work = StageRun { run: self, stage, start, context, units, running: Vec::new(), cut: (0, 0) };
         let tell = given.saturating_sub(TOKEN_GRACE.min(given / 10));
+        let half = self.began + start + given / 2;
+        let hurry_sessions = async {
+            tokio::time::sleep_until(half).await;
+            core.sessions.hurried.set();
+            std::future::pending::<()>().await;
+        };
         let told = async {
             let mut urgencies = core.urgency.subscribe();
             let hurried = urgencies.wait_for(|now| *now > urgency);
@@ -68,7 +74,12 @@ impl Run {
             std::future::pending::<()>().await;
         };
         let whole = async {
-            tokio::select! { biased; () = work.all() => (), () = told => () }
+            tokio::select! {
+                biased;
+                () = work.all() => (),
+                () = told => (),
+                () = hurry_sessions, if stage == Stage::WebSockets => (),
+            }
         };
         if self.within(Step::Stage(stage), whole).await.is_none() {
             token.cancel();
@@ -166,11 +177,13 @@ fn log_stage(report: &StageReport, elapsed_ms: f64) {
     tracing::warn!(target: "shutdown", stage, outcome, elapsed_ms, "stage ended");
 }
 
-fn sessions_report(cut: Option<u64>, elapsed_ms: f64) -> TaskReport {
+fn sessions_report((sessions, left_behind): (u64, u64), elapsed_ms: f64) -> TaskReport {
+    let cut = sessions + left_behind > 0;
     TaskReport {
         name: Core::SESSIONS.into(),
-        outcome: if cut.is_some() { Outcome::TimedOut } else { Outcome::Ok },
-        detail: cut.map(|cut| format!("{cut} cut")),
+        outcome: if cut { Outcome::TimedOut } else { Outcome::Ok },
+        detail: cut
+            .then(|| format!("cut: {sessions} sessions, {left_behind} connections kept for ended ones")),
         elapsed_ms,
     }
 }
@@ -188,8 +201,8 @@ struct StageRun<'a> {
     context: StageContext,
     units: Vec<Unit>,
     running: Vec<Running>,
-    /// How many sessions were cut.
-    cut: Option<u64>,
+    /// How many sessions and kept connections were cut.
+    cut: (u64, u64),
 }
 
 impl StageRun<'_> {
@@ -240,7 +253,7 @@ impl StageRun<'_> {
         self.running.iter().for_each(Running::abort);
         match self.stage {
             Stage::Background => core.tasks.abort(),
-            Stage::WebSockets => self.cut = Some(self.run.cut_sessions()),
+            Stage::WebSockets => self.cut = self.run.cut_sessions(),
             _ => {}
         }
         let settled = async {

@@ -17,6 +17,9 @@ use crate::coordinator::ShutdownCoordinator;
 /// How long a peer that was told the end may be silent before we take it that it has nothing more to say.
 const QUIET: Duration = Duration::from_secs(1);
 
+/// How long a peer that goes on talking is heard out.
+const LONGEST: Duration = Duration::from_secs(5);
+
 pin_project! {
     /// A connection that is counted until it is dropped and fails once it has been cut: at the drain's deadline, or,
     /// while it carries sessions, at the end of their stage.
@@ -26,9 +29,10 @@ pin_project! {
     /// [`ConnectionHandle::cut`].
     ///
     /// **Closing.** What a peer sends after its connection has been closed resets it, and a reset throws away the rest
-    /// of the answer that is still on its way. An HTTP/2 client does so with every window update. So during a
-    /// shutdown a connection that was written to within the last second ends its own half first, then hears the peer
-    /// out: until it closes, or has been silent for a second.
+    /// of the answer that is still on its way. An HTTP/2 client does so with every window update. So where the
+    /// protocol asks for it ([`ConnectionHandle::hear_out`]), a connection that was written to in the last second of a
+    /// shutdown is closed in two steps: it ends its own half, then hears the peer out, until that closes, or has been
+    /// silent for a second, or five have passed. What is heard is thrown away.
     pub struct Io<S> {
         #[pin]
         stream: S,
@@ -40,7 +44,8 @@ pin_project! {
         unsent: bool,
         // Kept during a shutdown only: a clock costs more than the write it times.
         written: Option<Instant>,
-        closing: Option<Pin<Box<Sleep>>>,
+        // Until when the peer is heard out at most, and until when if it stays silent.
+        closing: Option<(Instant, Pin<Box<Sleep>>)>,
     }
 }
 
@@ -130,15 +135,16 @@ impl<S: AsyncRead + AsyncWrite> AsyncWrite for Io<S> {
     fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         let mut this = self.project();
         unless_cut!(this, write_cut, cx);
-        let quiet = match this.closing {
-            Some(quiet) => quiet,
+        let (end, quiet) = match this.closing {
+            Some(closing) => closing,
             None => {
                 ready!(this.stream.as_mut().poll_shutdown(cx))?;
-                if this.written.is_none_or(|written| written.elapsed() > QUIET) {
+                let quiet = this.written.is_none_or(|written| written.elapsed() > QUIET);
+                if quiet || !this.guard.handle().hears_out() {
                     return Poll::Ready(Ok(()));
                 }
                 this.guard.handle().set_unsent(true);
-                this.closing.insert(Box::pin(sleep(QUIET)))
+                this.closing.insert((Instant::now() + LONGEST, Box::pin(sleep(QUIET))))
             }
         };
         let mut scratch = [0; 1024];
@@ -149,8 +155,9 @@ impl<S: AsyncRead + AsyncWrite> AsyncWrite for Io<S> {
                     ready!(quiet.as_mut().poll(cx));
                     return Poll::Ready(Ok(()));
                 }
+                Poll::Ready(Ok(())) if Instant::now() >= *end => return Poll::Ready(Ok(())),
                 Poll::Ready(Ok(())) if !scratch.filled().is_empty() => {
-                    quiet.as_mut().reset(Instant::now() + QUIET);
+                    quiet.as_mut().reset((Instant::now() + QUIET).min(*end));
                 }
                 Poll::Ready(_) => return Poll::Ready(Ok(())),
             }

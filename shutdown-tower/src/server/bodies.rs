@@ -10,24 +10,52 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::task::{Context, Poll, ready};
+use std::time::Duration;
 
 use bytes::Buf;
 use http_body::{Body, Frame, SizeHint};
 use pin_project_lite::pin_project;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::time::Instant;
 
 /// The length of a frame's head, and the type of DATA; RFC 9113 §4.1 and §6.1.
 const HEAD: usize = 9;
 const DATA: u8 = 0;
 
 /// What one connection's bodies have given, and what of it has been written.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(super) struct Bodies {
     given: AtomicU64,
     written: AtomicU64,
+    began: Instant,
+    /// When DATA was last written, in milliseconds since the beginning.
+    last: AtomicU64,
 }
 
+/// A client is taken to read at least so many bytes a second.
+const SLOWEST_READER: u64 = 64 * 1024;
+/// The most that waits in the system's buffers: Linux's default for a socket (`net.ipv4.tcp_wmem`).
+const MOST_IN_FLIGHT: u64 = 4 * 1024 * 1024;
+
 impl Bodies {
+    /// Of a connection that begins now.
+    pub(super) fn new() -> Self {
+        Self {
+            given: AtomicU64::new(0),
+            written: AtomicU64::new(0),
+            began: Instant::now(),
+            last: AtomicU64::new(0),
+        }
+    }
+
+    /// When a client that reads, however slowly, has read all that was written. What has been written may be in the
+    /// system's buffers still, and nobody but the client knows.
+    pub(super) fn surely_read_by(&self) -> Instant {
+        let in_flight = self.written.load(Ordering::Relaxed).min(MOST_IN_FLIGHT);
+        let last = self.last.load(Ordering::Relaxed);
+        self.began + Duration::from_millis(last + in_flight * 1000 / SLOWEST_READER)
+    }
+
     /// Whether anything that a body has given has yet to be written. Exact for bodies that have been dropped since: who
     /// has heard of that sees what they gave.
     pub(super) fn have_unwritten(&self) -> bool {
@@ -132,6 +160,8 @@ impl<S> Written<S> {
         let data = self.frames.take(bytes);
         if data > 0 {
             self.bodies.written.fetch_add(data, Ordering::Relaxed);
+            let last = u64::try_from(self.bodies.began.elapsed().as_millis()).unwrap_or(u64::MAX);
+            self.bodies.last.store(last, Ordering::Relaxed);
         }
     }
 }

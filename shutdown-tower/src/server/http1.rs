@@ -6,12 +6,13 @@ use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 
 use http::header::CONNECTION;
-use http::{Request, Response};
+use http::{Method, Request, Response, StatusCode};
 use http_body::Body;
 use hyper::body::Incoming;
 use hyper::server::conn::http1::Builder;
 use hyper_util::rt::TokioIo;
 use pin_project_lite::pin_project;
+use shutdown_core::ConnectionHandle;
 use shutdown_core::net::FirstBytes;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tower::Service;
@@ -19,6 +20,7 @@ use tower::util::Oneshot;
 
 use super::one_head::{OneHead, Reading};
 use super::{HttpService, Opened, SETTLE};
+use crate::layer::AskedToLeave;
 
 /// Serves until the client or the shutdown ends it.
 pub(super) async fn serve<I, S>(builder: &Builder, io: FirstBytes<I>, service: S, opened: Opened)
@@ -28,11 +30,18 @@ where
 {
     let reading = Arc::new(Reading::default());
     let io = TokioIo::new(OneHead::new(io, Arc::clone(&reading), opened.shutdown));
-    let service = AnswerPipelined { inner: service, reading };
+    let handle = opened.handle.clone();
+    handle.hear_out(true);
+    let service = AnswerPipelined { inner: service, reading: Arc::clone(&reading), handle };
     let mut connection = builder.serve_connection(io, service).with_upgrades();
 
     let shutdown = opened.shutdown;
     if !opened.run(&mut connection, shutdown.requests_done()).await {
+        return;
+    }
+    // Requests behind the last one are refused one by one; hyper's graceful shutdown would drop them.
+    let unread = poll_fn(|_| if reading.has_more() { Poll::Pending } else { Poll::Ready(()) });
+    if !opened.run(&mut connection, async { _ = tokio::time::timeout(SETTLE, unread).await }).await {
         return;
     }
     Pin::new(&mut connection).graceful_shutdown();
@@ -48,10 +57,12 @@ where
 }
 
 /// Answers what a client has pipelined before it is asked to leave: after `Connection: close` nothing more is read
-/// (RFC 9112 §9.6), so the requests behind it would get no answer.
+/// (RFC 9112 §9.6), so the requests behind it would get no answer. Behind a request with a body that cannot be known:
+/// what is read after its head is its body.
 struct AnswerPipelined<S> {
     inner: S,
     reading: Arc<Reading>,
+    handle: ConnectionHandle,
 }
 
 impl<S, B> hyper::service::Service<Request<Incoming>> for AnswerPipelined<S>
@@ -63,12 +74,13 @@ where
     type Future = Answering<Oneshot<S, Request<Incoming>>>;
 
     fn call(&self, request: Request<Incoming>) -> Self::Future {
-        // What is read after the head of a request with a body is that body.
         let reading = request.body().is_end_stream().then(|| {
             self.reading.begin_request();
             Arc::clone(&self.reading)
         });
-        Answering { future: Oneshot::new(self.inner.clone(), request), reading }
+        let connect = *request.method() == Method::CONNECT;
+        let handle = self.handle.clone();
+        Answering { future: Oneshot::new(self.inner.clone(), request), reading, handle, connect }
     }
 }
 
@@ -77,6 +89,8 @@ pin_project! {
         #[pin]
         future: F,
         reading: Option<Arc<Reading>>,
+        handle: ConnectionHandle,
+        connect: bool,
     }
 }
 
@@ -88,9 +102,15 @@ where
 
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         let this = self.project();
+        this.handle.id().polled();
         let mut response = ready!(this.future.poll(cx))?;
-        if this.reading.as_ref().is_some_and(|reading| reading.has_more())
-            && response.headers().get(CONNECTION).is_some_and(|value| value == "close")
+        if response.status() == StatusCode::SWITCHING_PROTOCOLS
+            || (*this.connect && response.status().is_success())
+        {
+            this.handle.hear_out(false);
+        }
+        if response.extensions_mut().remove::<AskedToLeave>().is_some()
+            && this.reading.as_ref().is_some_and(|reading| reading.has_more())
         {
             response.headers_mut().remove(CONNECTION);
         }

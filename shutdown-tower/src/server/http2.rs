@@ -6,12 +6,13 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::{Context, Poll, ready};
 
-use http::{Request, Response};
+use http::{Method, Request, Response};
 use hyper::body::Incoming;
 use hyper::server::conn::http2::Builder;
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use pin_project_lite::pin_project;
 use shutdown_core::net::FirstBytes;
+use shutdown_core::{ConnectionHandle, ConnectionId};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::sync::Notify;
 use tokio::time::{Instant, sleep_until};
@@ -34,9 +35,12 @@ pub(super) async fn serve<I, S>(
     let shutdown = opened.shutdown;
     let seen = Arc::new(Seen::default());
     let late = shutdown.is_shutting_down();
-    let bodies = Arc::new(Bodies::default());
+    let bodies = Arc::new(Bodies::new());
     let io = Written::new(io, Arc::clone(&bodies));
-    let service = Watched { inner: service, late, seen: Arc::clone(&seen), bodies: Arc::clone(&bodies) };
+    let handle = opened.handle.clone();
+    handle.hear_out(true);
+    let service =
+        Watched { inner: service, late, seen: Arc::clone(&seen), bodies: Arc::clone(&bodies), handle };
     let mut connection = builder.serve_connection(TokioIo::new(io), service);
 
     let told = async {
@@ -60,17 +64,20 @@ pub(super) async fn serve<I, S>(
         return;
     }
     // A client that has answered the PING ends the connection with its last answer. One that has not may never: it is
-    // gone, or was never there.
+    // gone, or was never there. Or the PING still waits behind an answer that the client reads slowly.
     let mut over_at = Instant::now() + SETTLE;
     if seen.called.load(Ordering::Relaxed) {
-        over_at = over_at.max(answered_by);
+        over_at = over_at.max(answered_by).max(bodies.surely_read_by() + ANSWER_TIME);
     }
     let mut settled = false;
     let mut settle = std::pin::pin!(sleep_until(over_at));
     let over = poll_fn(|cx: &mut Context<'_>| {
         settled = settled || settle.as_mut().poll(cx).is_ready();
         // What waits for the client's window is bounded by the deadline.
-        let keeps = bodies.have_unwritten() || opened.handle.has_unsent() || opened.handle.carries_sessions();
+        let keeps = bodies.have_unwritten()
+            || opened.handle.has_unsent()
+            || opened.handle.carries_sessions()
+            || seen.tunnel.load(Ordering::Relaxed);
         if settled && !keeps { Poll::Ready(()) } else { Poll::Pending }
     });
     opened.run(&mut connection, over).await;
@@ -80,6 +87,8 @@ pub(super) async fn serve<I, S>(
 #[derive(Default)]
 struct Seen {
     called: AtomicBool,
+    /// A CONNECT: nobody counts what goes through it.
+    tunnel: AtomicBool,
     answered: Notify,
 }
 
@@ -90,6 +99,7 @@ struct Watched<S> {
     late: bool,
     seen: Arc<Seen>,
     bodies: Arc<Bodies>,
+    handle: ConnectionHandle,
 }
 
 impl<S, B> hyper::service::Service<Request<Incoming>> for Watched<S>
@@ -105,9 +115,12 @@ where
         if !self.seen.called.load(Ordering::Relaxed) {
             self.seen.called.store(true, Ordering::Relaxed);
         }
+        if *request.method() == Method::CONNECT {
+            self.seen.tunnel.store(true, Ordering::Relaxed);
+        }
         let seen = self.late.then(|| Arc::clone(&self.seen));
-        let bodies = Some(Arc::clone(&self.bodies));
-        Answering { future: Oneshot::new(self.inner.clone(), request), seen, bodies }
+        let (bodies, connection) = (Some(Arc::clone(&self.bodies)), self.handle.id());
+        Answering { future: Oneshot::new(self.inner.clone(), request), seen, bodies, connection }
     }
 }
 
@@ -117,6 +130,7 @@ pin_project! {
         future: F,
         seen: Option<Arc<Seen>>,
         bodies: Option<Arc<Bodies>>,
+        connection: ConnectionId,
     }
 }
 
@@ -128,6 +142,8 @@ where
 
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         let this = self.project();
+        // Each stream is answered in a task of its own.
+        this.connection.polled();
         let output = ready!(this.future.poll(cx));
         if let Some(seen) = this.seen {
             seen.answered.notify_one();

@@ -11,10 +11,12 @@ mod listener;
 use std::io;
 use std::net::SocketAddr;
 use std::task::{Context, Poll, ready};
+use std::time::Duration;
 
 use socket2::{Domain, Protocol, SockRef, Socket, Type};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, TcpStream};
+use tokio::time::Instant;
 
 pub use first_bytes::FirstBytes;
 pub use io_object::Io;
@@ -42,6 +44,16 @@ pub fn bind(addr: SocketAddr) -> io::Result<std::net::TcpListener> {
     socket.bind(&addr.into())?;
     socket.listen(BACKLOG)?;
     Ok(socket.into())
+}
+
+/// By when a peer that reads at all has read what was written: `written` bytes in all, the last of them at `last`.
+///
+/// What has been written may be in the system's buffers still, and nobody but the peer knows. Taken is that it reads at
+/// 64 KiB a second at least, and that the buffers hold 4 MiB at most (Linux's default, `net.ipv4.tcp_wmem`).
+pub fn surely_read_by(last: Instant, written: u64) -> Instant {
+    const SLOWEST_READER: u64 = 64 * 1024;
+    const MOST_BUFFERED: u64 = 4 * 1024 * 1024;
+    last + Duration::from_millis(written.min(MOST_BUFFERED) * 1000 / SLOWEST_READER)
 }
 
 /// Something that accepts connections.

@@ -28,12 +28,12 @@ use pingora_core::protocols::{
     GetProxyDigest, GetSocketDigest, GetTimingDigest, Peek, Shutdown, SocketDigest, Ssl, TimingDigest,
     UniqueID, UniqueIDType,
 };
-use shutdown_core::net::{FirstBytes, Io};
+use shutdown_core::net::{FirstBytes, Io, surely_read_by};
 use shutdown_core::{ConnectionHandle, ShutdownCoordinator, Wait};
 use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt, BufWriter, ReadBuf};
 use tokio::net::TcpStream;
 use tokio::sync::watch;
-use tokio::time::Sleep;
+use tokio::time::{Instant, Sleep};
 
 /// A counted TCP connection that Pingora can serve.
 ///
@@ -49,6 +49,8 @@ pub struct Connection {
     tell: Option<watch::Sender<bool>>,
     /// Whether bytes wait for the socket to take them.
     unsent: bool,
+    /// Of an HTTP/2 connection: bytes written, and when the last of them were.
+    written: (u64, Instant),
 }
 
 impl Connection {
@@ -64,6 +66,7 @@ impl Connection {
             leave: None,
             tell: None,
             unsent: false,
+            written: (0, Instant::now()),
         }
     }
 
@@ -84,13 +87,24 @@ impl Connection {
     }
 
     /// Notes after a write or a flush whether anything is left to send.
-    fn wrote<T>(&mut self, done: &Poll<T>, cx: &Context<'_>) {
+    fn wrote<T>(&mut self, done: &Poll<T>, bytes: usize, cx: &Context<'_>) {
+        if bytes > 0 && self.leave.is_some() {
+            self.written = (self.written.0 + bytes as u64, Instant::now());
+        }
         let unsent = done.is_pending() || !self.io.buffer().is_empty();
         if self.unsent && !unsent && self.leave.is_some() {
             // Reading may have waited for this.
             cx.waker().wake_by_ref();
         }
         self.unsent = unsent;
+    }
+}
+
+/// The bytes of a write that has happened.
+fn count(done: &Poll<io::Result<usize>>) -> usize {
+    match done {
+        Poll::Ready(Ok(bytes)) => *bytes,
+        _ => 0,
     }
 }
 
@@ -138,21 +152,23 @@ impl Peek for Connection {
     }
 }
 
-/// How an HTTP/2 connection is told to leave, and ends if its client does not answer our PING, which h2 waits for without
-/// a limit.
+/// How an HTTP/2 connection is told to leave, and ends if its client does not answer our PING, which h2 waits for
+/// without a limit.
 ///
-/// The PING goes out with the GOAWAY, when the lame duck begins or at this connection's turn in it. Once it has had [`ANSWER_TIME`] and requests are
-/// over, nothing is left to say but the final GOAWAY: the connection reads as ended, unless bytes of an answer still
-/// wait for the socket. Those are sent first, or cut at the deadline.
+/// The PING goes out with the GOAWAY, when the lame duck begins or at this connection's turn in it. Once it has had
+/// [`ANSWER_TIME`], requests are over, and the client has had the time to read what stands before the PING, nothing is
+/// left to say but the final GOAWAY: the connection reads as ended, unless bytes of an answer still wait for the
+/// socket. Those are sent first, or cut at the deadline.
 enum Leave {
     Serving(Pin<Box<dyn Future<Output = ()> + Send + Sync>>, Option<watch::Sender<bool>>),
     Told(Pin<Box<Sleep>>),
     Unanswered(Wait<'static>),
-    Over,
+    Over(Pin<Box<Sleep>>),
 }
 
 impl Leave {
-    fn poll(&mut self, shutdown: ShutdownCoordinator, cx: &mut Context<'_>) -> Poll<()> {
+    /// `read_by`: when the client has read what was written to it.
+    fn poll(&mut self, shutdown: ShutdownCoordinator, read_by: Instant, cx: &mut Context<'_>) -> Poll<()> {
         loop {
             *self = match self {
                 Self::Serving(asked, tell) => {
@@ -168,12 +184,17 @@ impl Leave {
                 }
                 Self::Unanswered(over) => {
                     ready!(Pin::new(over).poll(cx));
-                    *self = Self::Over;
+                    *self = Self::Over(Box::pin(tokio::time::sleep_until(read_by + ANSWER_TIME)));
                     // Once more around: the last answer may still be with h2, which has yet to write it.
                     cx.waker().wake_by_ref();
                     return Poll::Pending;
                 }
-                Self::Over => return Poll::Ready(()),
+                Self::Over(read) => {
+                    if read.deadline() < read_by + ANSWER_TIME {
+                        read.as_mut().reset(read_by + ANSWER_TIME);
+                    }
+                    return read.as_mut().poll(cx);
+                }
             };
         }
     }
@@ -189,7 +210,7 @@ impl AsyncRead for Connection {
         let shutdown = this.tracked().shutdown_coordinator();
         let read = Pin::new(&mut this.io).poll_read(cx, buf);
         if let (Poll::Pending, Some(leave)) = (&read, &mut this.leave)
-            && leave.poll(shutdown, cx).is_ready()
+            && leave.poll(shutdown, surely_read_by(this.written.1, this.written.0), cx).is_ready()
             && !this.unsent
         {
             // Nothing in `buf`: the end.
@@ -202,13 +223,13 @@ impl AsyncRead for Connection {
 impl AsyncWrite for Connection {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
         let done = Pin::new(&mut self.io).poll_write(cx, buf);
-        self.wrote(&done, cx);
+        self.wrote(&done, count(&done), cx);
         done
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         let done = Pin::new(&mut self.io).poll_flush(cx);
-        self.wrote(&done, cx);
+        self.wrote(&done, 0, cx);
         done
     }
 
@@ -222,7 +243,7 @@ impl AsyncWrite for Connection {
         bufs: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
         let done = Pin::new(&mut self.io).poll_write_vectored(cx, bufs);
-        self.wrote(&done, cx);
+        self.wrote(&done, count(&done), cx);
         done
     }
 

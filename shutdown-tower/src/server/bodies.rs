@@ -15,6 +15,7 @@ use std::time::Duration;
 use bytes::Buf;
 use http_body::{Body, Frame, SizeHint};
 use pin_project_lite::pin_project;
+use shutdown_core::net;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::time::Instant;
 
@@ -32,11 +33,6 @@ pub(super) struct Bodies {
     last: AtomicU64,
 }
 
-/// A client is taken to read at least so many bytes a second.
-const SLOWEST_READER: u64 = 64 * 1024;
-/// The most that waits in the system's buffers: Linux's default for a socket (`net.ipv4.tcp_wmem`).
-const MOST_IN_FLIGHT: u64 = 4 * 1024 * 1024;
-
 impl Bodies {
     /// Of a connection that begins now.
     pub(super) fn new() -> Self {
@@ -48,12 +44,10 @@ impl Bodies {
         }
     }
 
-    /// When a client that reads, however slowly, has read all that was written. What has been written may be in the
-    /// system's buffers still, and nobody but the client knows.
+    /// By when a client that reads at all has read what was written.
     pub(super) fn surely_read_by(&self) -> Instant {
-        let in_flight = self.written.load(Ordering::Relaxed).min(MOST_IN_FLIGHT);
-        let last = self.last.load(Ordering::Relaxed);
-        self.began + Duration::from_millis(last + in_flight * 1000 / SLOWEST_READER)
+        let last = self.began + Duration::from_millis(self.last.load(Ordering::Relaxed));
+        net::surely_read_by(last, self.written.load(Ordering::Relaxed))
     }
 
     /// Whether anything that a body has given has yet to be written. Exact for bodies that have been dropped since: who

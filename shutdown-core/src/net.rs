@@ -80,6 +80,14 @@ pub trait Accept: Send + 'static {
     ///
     /// What the system said.
     fn local_addr(&self) -> io::Result<Self::Addr>;
+
+    /// Has the system begin no more connections, while those under way are still brought; whether it can.
+    ///
+    /// Between a last look into the accept queue and the closing of the socket a connection may be completed: its
+    /// client believes it open, and is reset. A listener that begins none has no such moment.
+    fn begin_no_more(&self) -> bool {
+        false
+    }
 }
 
 impl Accept for TcpListener {
@@ -104,6 +112,28 @@ impl Accept for TcpListener {
     fn local_addr(&self) -> io::Result<SocketAddr> {
         Self::local_addr(self)
     }
+
+    /// On Linux: drops the first packet (SYN) of every new connection. Its client sends it again after a second, when the
+    /// socket has closed, and is refused, as it would have been a moment later.
+    #[cfg(target_os = "linux")]
+    fn begin_no_more(&self) -> bool {
+        use socket2::SockFilter;
+        // Classic BPF (linux/bpf_common.h, linux/filter.h) over the TCP header; RFC 9293 §3.1: the flags are byte 13.
+        const LOAD_BYTE: u16 = 0x30;
+        const AND: u16 = 0x54;
+        const JUMP_IF_EQUAL: u16 = 0x15;
+        const RETURN: u16 = 0x06;
+        const SYN: u32 = 0x02;
+        const ACK: u32 = 0x10;
+        let no_syn = [
+            SockFilter::new(LOAD_BYTE, 0, 0, 13),
+            SockFilter::new(AND, 0, 0, SYN | ACK),
+            SockFilter::new(JUMP_IF_EQUAL, 0, 1, SYN),
+            SockFilter::new(RETURN, 0, 0, 0),
+            SockFilter::new(RETURN, 0, 0, u32::MAX),
+        ];
+        SockRef::from(self).attach_filter(&no_syn).is_ok()
+    }
 }
 
 #[cfg(unix)]
@@ -125,5 +155,25 @@ impl Accept for tokio::net::UnixListener {
 
     fn local_addr(&self) -> io::Result<Self::Addr> {
         Self::local_addr(self)
+    }
+}
+
+#[cfg(all(test, target_os = "linux"))]
+mod tests {
+    use std::net::TcpStream as StdStream;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn a_listener_that_begins_no_more_brings_what_it_has_begun_and_nothing_else() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let addr = Accept::local_addr(&listener).unwrap();
+        let queued = StdStream::connect(addr).unwrap();
+        assert!(listener.begin_no_more());
+        // Its first packet is dropped: no answer, and nothing in the queue.
+        StdStream::connect_timeout(&addr, Duration::from_millis(200)).unwrap_err();
+        let (_, peer) = listener.accept_now().unwrap();
+        assert_eq!(peer, queued.local_addr().unwrap());
+        assert_eq!(listener.accept_now().unwrap_err().kind(), io::ErrorKind::WouldBlock);
     }
 }

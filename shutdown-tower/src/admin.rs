@@ -162,11 +162,12 @@ impl Admin {
         };
         if asked.if_idle && !self.shutdown.is_shutting_down() {
             let snapshot = self.shutdown.snapshot();
-            if snapshot.requests.active > 0 {
+            if snapshot.requests.active + snapshot.sessions.open > 0 {
                 let counts = json!({
                     "busy": true,
                     "requests": snapshot.requests,
                     "connections": snapshot.connections,
+                    "sessions": snapshot.sessions,
                 });
                 return json_answer(StatusCode::CONFLICT, &counts);
             }

@@ -139,6 +139,7 @@ where
 fn refused<B>(refuse: &impl Refuse<B>, version: Version) -> Box<Response<Option<B>>> {
     let mut response = refuse.refuse(version);
     response.extensions_mut().insert(AskedToLeave);
+    answer_in(version, &mut response);
     Box::new(response)
 }
 
@@ -268,6 +269,14 @@ fn ask_to_leave<B>(response: &mut Response<B>, version: Version) {
         response.extensions_mut().insert(AskedToLeave);
     }
     close(response.headers_mut(), version);
+    answer_in(version, response);
+}
+
+/// hyper tells a client of HTTP/1.0 that the connection is kept, unless the answer says that it speaks 1.0, too.
+fn answer_in<B>(version: Version, response: &mut Response<B>) {
+    if version <= Version::HTTP_10 {
+        *response.version_mut() = version;
+    }
 }
 
 /// Ends a request that has become a session, which is counted since before.

@@ -35,7 +35,7 @@ const SETTLE: Duration = Duration::from_millis(100);
 ///
 /// | moment | HTTP/1 | HTTP/2 |
 /// |---|---|---|
-/// | lame duck | answers carry `Connection: close` (the layer); requests pipelined behind one without a body are answered first | GOAWAY at once; connections accepted later get it after their first answer |
+/// | lame duck | answers carry `Connection: close` (the layer); pipelined requests are answered first (not behind a chunked body) | GOAWAY at once; connections accepted later get it after their first answer |
 /// | Draining | the accept queue is emptied, then closed; a fresh connection has 100 ms for its first request | the same |
 /// | linger | idle connections stay; their next answer closes them | streams that come before the client has heard are served |
 /// | requests are over | closed, half a head or not, once nothing of it is left to send | the final GOAWAY; closed when the client has not answered our PING for a second and nothing is left to send |

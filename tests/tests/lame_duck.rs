@@ -24,6 +24,7 @@ fn read_only(kind: Kind) {
     assert_eq!((answer.status, answer.header("retry-after")), (200, None), "{answer:?}");
     assert_ne!(answer.header("connection"), Some("close"), "{answer:?}");
 
+    status_until(admin, |status| status["requests"]["active"] == 0);
     service.process.signal(Signal::TERM);
     in_phase(admin, "lame_duck");
     let read = get(listen, "/").expect("served in the lame duck");

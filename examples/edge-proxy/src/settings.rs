@@ -209,10 +209,16 @@ impl Sources<'_> {
         }
         let mut budgets = ShutdownConfig::from_lookup(|name| given.get(name).cloned())
             .map_err(|error| error.to_string())?;
-        // The flag and its own names go before the general variable.
-        if let Some(policy) = self.one("lame-duck-policy")? {
-            budgets.lame_duck_policy = LameDuckPolicy::parse(&policy.text)
-                .ok_or_else(|| format!("{} is no policy: write all, read-only or gradual", policy.from))?;
+        // The policy has two names. Flag and environment go before the file under either; else the flag's name.
+        let given = |name| self.variable(name).map(|given| given.is_some());
+        let from_file =
+            self.flags.given("lame-duck-policy").is_empty() && !given("EDGE_PROXY_LAME_DUCK_POLICY")?;
+        if let Some(policy) = self.one("lame-duck-policy")?
+            && !(from_file && given("SHUTDOWN_LAME_DUCK_POLICY")?)
+        {
+            budgets.lame_duck_policy = LameDuckPolicy::parse(&policy.text).ok_or_else(|| {
+                format!("{} {:?} is no policy: write all, read-only or gradual", policy.from, policy.text)
+            })?;
         }
         Ok(budgets)
     }
@@ -355,6 +361,22 @@ mod tests {
         assert_eq!(port(load(Flags::default(), &[], dotenv, file)), 3);
         assert_eq!(port(load(Flags::default(), &[], "", file)), 4);
         assert_eq!(port(load(Flags::default(), &[], "", "")), 8080);
+    }
+
+    #[test]
+    fn the_policy_follows_the_same_order_under_both_its_names() {
+        let file = "lame-duck-policy = 'gradual'";
+        let environment = &[("SHUTDOWN_LAME_DUCK_POLICY", "read-only")];
+        let policy = |flags, environment: &[(&str, &str)]| {
+            load(flags, environment, "", file).map(|settings| settings.budgets.lame_duck_policy)
+        };
+        assert_eq!(policy(Flags::default(), &[]), Ok(LameDuckPolicy::Gradual));
+        assert_eq!(policy(Flags::default(), environment), Ok(LameDuckPolicy::ReadOnly));
+        let all = || Flags { lame_duck_policy: Some("all".into()), ..Flags::default() };
+        assert_eq!(policy(all(), environment), Ok(LameDuckPolicy::All));
+        let wrong = Flags { lame_duck_policy: Some("readonly".into()), ..Flags::default() };
+        let error = policy(wrong, &[]).unwrap_err();
+        assert!(error.contains("--lame-duck-policy") && error.contains("\"readonly\""), "{error}");
     }
 
     #[test]

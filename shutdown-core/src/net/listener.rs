@@ -6,6 +6,8 @@ use std::pin::Pin;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
+use tokio::time::{Sleep, sleep};
+
 use crate::coordinator::{ListenerGuard, ShutdownCoordinator};
 use crate::latch::Wait;
 use crate::net::{Accept, Io};
@@ -15,6 +17,9 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 /// The same while the accept queue is emptied.
 const DRAINING_PAUSE: Duration = Duration::from_millis(10);
 
+/// How long handshakes under way have to be completed; on a local network they take less than one.
+const HANDSHAKES: Duration = Duration::from_millis(5);
+
 /// Accepts connections until Draining, then what is still queued, then closes.
 #[derive(Debug)]
 #[must_use = "a listener that is not polled accepts nothing and keeps the drain waiting"]
@@ -22,6 +27,8 @@ pub struct Listener<L> {
     shutdown: ShutdownCoordinator,
     draining: Wait<'static>,
     open: Option<(L, ListenerGuard)>,
+    /// Set when Draining begins: until when handshakes under way are waited for, if no others can begin.
+    last_ones: Option<Option<Pin<Box<Sleep>>>>,
 }
 
 type Accepted<L> = io::Result<(<L as Accept>::Stream, <L as Accept>::Addr)>;
@@ -29,7 +36,12 @@ type Accepted<L> = io::Result<(<L as Accept>::Stream, <L as Accept>::Addr)>;
 impl<L: Accept> Listener<L> {
     /// Accepts from `listener` under `shutdown`.
     pub fn new(listener: L, shutdown: ShutdownCoordinator) -> Self {
-        Self { shutdown, draining: shutdown.draining(), open: Some((listener, shutdown.listener_start())) }
+        Self {
+            shutdown,
+            draining: shutdown.draining(),
+            open: Some((listener, shutdown.listener_start())),
+            last_ones: None,
+        }
     }
 
     /// Where it listens.
@@ -69,7 +81,7 @@ impl<L: Accept> Listener<L> {
                     let draining = self.draining.latch().is_set();
                     let pause = if draining { DRAINING_PAUSE } else { ACCEPT_PAUSE };
                     tokio::select! {
-                        () = tokio::time::sleep(pause) => {}
+                        () = sleep(pause) => {}
                         () = self.shutdown.draining(), if !draining => {}
                         () = self.shutdown.cut() => {
                             self.open = None;
@@ -86,8 +98,14 @@ impl<L: Accept> Listener<L> {
         if Pin::new(&mut self.draining).poll(cx).is_pending() {
             return listener.poll_accept(cx).map(Some);
         }
+        let last_ones = self
+            .last_ones
+            .get_or_insert_with(|| listener.begin_no_more().then(|| Box::pin(sleep(HANDSHAKES))));
         match listener.accept_now() {
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                if last_ones.as_mut().is_some_and(|wait| wait.as_mut().poll(cx).is_pending()) {
+                    return listener.poll_accept(cx).map(Some);
+                }
                 self.open = None;
                 Poll::Ready(None)
             }

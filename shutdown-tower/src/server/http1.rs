@@ -57,8 +57,7 @@ where
 }
 
 /// Answers what a client has pipelined before it is asked to leave: after `Connection: close` nothing more is read
-/// (RFC 9112 §9.6), so the requests behind it would get no answer. Behind a request with a body that cannot be known:
-/// what is read after its head is its body.
+/// (RFC 9112 §9.6), so the requests behind it would get no answer.
 struct AnswerPipelined<S> {
     inner: S,
     reading: Arc<Reading>,
@@ -74,10 +73,8 @@ where
     type Future = Answering<Oneshot<S, Request<Incoming>>>;
 
     fn call(&self, request: Request<Incoming>) -> Self::Future {
-        let reading = request.body().is_end_stream().then(|| {
-            self.reading.begin_request();
-            Arc::clone(&self.reading)
-        });
+        self.reading.begin_request(request.body().size_hint().exact());
+        let reading = Arc::clone(&self.reading);
         let connect = *request.method() == Method::CONNECT;
         let handle = self.handle.clone();
         Answering { future: Oneshot::new(self.inner.clone(), request), reading, handle, connect }
@@ -88,7 +85,7 @@ pin_project! {
     struct Answering<F> {
         #[pin]
         future: F,
-        reading: Option<Arc<Reading>>,
+        reading: Arc<Reading>,
         handle: ConnectionHandle,
         connect: bool,
     }
@@ -109,9 +106,7 @@ where
         {
             this.handle.hear_out(false);
         }
-        if response.extensions_mut().remove::<AskedToLeave>().is_some()
-            && this.reading.as_ref().is_some_and(|reading| reading.has_more())
-        {
+        if response.extensions_mut().remove::<AskedToLeave>().is_some() && this.reading.has_more() {
             response.headers_mut().remove(CONNECTION);
         }
         Poll::Ready(Ok(response))

@@ -1,14 +1,15 @@
 //! Hands out one request head at a time, so that it is known whether a client has sent more.
 //!
 //! hyper reads all there is and parses one request of it; how much it has left nobody can ask. This stream stops each
-//! read at the end of a head (an empty line) and keeps the rest. Then, while a request without a body is answered,
-//! *more was read, or is kept* means that the client has pipelined. A body may be cut at an empty line, too, which
-//! changes nothing but the size of a read.
+//! read at the end of a head (an empty line) and keeps the rest. So when a request begins, exactly its head has been
+//! handed out, and while it is answered, *more has come than its body is long* means that the client has pipelined. A
+//! body may be cut at an empty line, too, which changes nothing but the size of a read. Not known is it behind a chunked
+//! body, and behind heads whose lines end in a bare line feed.
 
 use std::io;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::task::{Context, Poll, ready};
 
 use bytes::{Buf, BytesMut};
@@ -26,22 +27,23 @@ const AHEAD: usize = 4096;
 pub(super) struct Reading {
     /// Bytes handed out.
     read: AtomicU64,
-    /// The same when the request in progress began.
-    began: AtomicU64,
-    /// Whether bytes are kept back.
-    kept: AtomicBool,
+    /// Bytes kept back.
+    kept: AtomicU64,
+    /// What will have been handed out when the request in progress has been read whole.
+    whole: AtomicU64,
 }
 
 impl Reading {
-    /// A request without a body begins.
-    pub(super) fn begin_request(&self) {
-        self.began.store(self.read.load(Ordering::Relaxed), Ordering::Relaxed);
+    /// A request begins, with a body of this length, if that is known.
+    pub(super) fn begin_request(&self, body: Option<u64>) {
+        let head = self.read.load(Ordering::Relaxed);
+        self.whole.store(body.map_or(u64::MAX, |body| head.saturating_add(body)), Ordering::Relaxed);
     }
 
     /// Whether the client has sent more than the request in progress.
     pub(super) fn has_more(&self) -> bool {
-        self.kept.load(Ordering::Relaxed)
-            || self.read.load(Ordering::Relaxed) > self.began.load(Ordering::Relaxed)
+        let come = self.read.load(Ordering::Relaxed) + self.kept.load(Ordering::Relaxed);
+        come > self.whole.load(Ordering::Relaxed)
     }
 }
 
@@ -126,7 +128,7 @@ impl<S: AsyncRead + Unpin> AsyncRead for OneHead<S> {
         };
         this.hand_out(&buf.filled()[before..], end.is_some());
         this.read_ahead(cx);
-        this.reading.kept.store(!this.kept.is_empty(), Ordering::Relaxed);
+        this.reading.kept.store(this.kept.len() as u64, Ordering::Relaxed);
         Poll::Ready(Ok(()))
     }
 }
@@ -178,11 +180,16 @@ mod tests {
         let mut buf = [0; 512];
         let half = input.len() / 2;
         assert_eq!(stream.read(&mut buf).await.expect("there is more"), half);
-        reading.begin_request();
+        reading.begin_request(Some(0));
         assert!(reading.has_more());
+        reading.begin_request(Some(half as u64));
+        assert!(!reading.has_more(), "the rest is its body");
+        reading.begin_request(None);
+        assert!(!reading.has_more(), "nobody knows");
+        reading.begin_request(Some(0));
         assert_eq!(stream.read(&mut buf).await.expect("there is more"), half);
         assert!(reading.has_more(), "read while the first request is answered");
-        reading.begin_request();
+        reading.begin_request(Some(0));
         assert!(!reading.has_more());
         assert_eq!(stream.read(&mut buf).await.expect("the end"), 0);
     }

@@ -47,6 +47,7 @@ fn every_websocket_gets_the_message_and_a_close_in_its_turn() {
     println!("{many} WebSockets on serve: {result}");
     assert_eq!(service.process.exit_code(PATIENCE), 0, "{}", service.process.stderr());
     let report = service.report();
+    assert_eq!(result["closed_after_handshake"], 0);
     assert_eq!(
         (&result["message"], &result["close_1001"], &result["cut"]),
         (&many.into(), &many.into(), &0.into())

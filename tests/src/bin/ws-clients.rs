@@ -15,7 +15,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
 
-use futures_util::StreamExt;
+use futures_util::{SinkExt, StreamExt};
 use serde_json::json;
 use shutdown_tests::client::get;
 use tokio::io::AsyncReadExt;
@@ -31,6 +31,8 @@ type Socket = WebSocketStream<TcpStream>;
 
 /// Handshakes at a time: the accept queue has an end.
 const AT_ONCE: usize = 200;
+/// How often a client connects whose socket is closed right after the handshake.
+const TRIES: usize = 10;
 /// How often a node's readiness is asked for.
 const PROBE: Duration = Duration::from_millis(50);
 
@@ -44,6 +46,8 @@ struct Node {
 struct Nodes {
     all: Vec<Node>,
     next: AtomicUsize,
+    /// Sockets that were closed right after the handshake.
+    again: AtomicUsize,
     handshakes: Semaphore,
 }
 
@@ -56,7 +60,22 @@ impl Nodes {
         (0..count).map(|step| &self.all[(from + step) % count]).find(ready).map(|node| node.addr)
     }
 
+    /// A socket that has echoed once. A proxy's tunnel may be closed right after its 101 (cloudflare/pingora#946): then
+    /// once more, and counted.
     async fn connect(&self) -> Result<Socket, String> {
+        for _ in 0..TRIES {
+            let mut socket = self.shake_hands().await?;
+            if socket.send(Message::text("here")).await.is_ok()
+                && matches!(socket.next().await, Some(Ok(Message::Text(text))) if text == "here")
+            {
+                return Ok(socket);
+            }
+            self.again.fetch_add(1, Ordering::Relaxed);
+        }
+        Err(format!("closed {TRIES} times right after the handshake"))
+    }
+
+    async fn shake_hands(&self) -> Result<Socket, String> {
         let addr = self.pick().ok_or("no node is ready")?;
         let _turn = self.handshakes.acquire().await.map_err(|error| error.to_string())?;
         let socket = TcpSocket::new_v4().map_err(|error| error.to_string())?;
@@ -97,7 +116,12 @@ async fn main() -> Result<(), Box<dyn std::error::Error>> {
         other => return Err(format!("{other:?} is neither stay nor move").into()),
     };
     let all = args.map(|node| parse(&node)).collect::<Result<Vec<_>, _>>()?;
-    let nodes = Arc::new(Nodes { all, next: AtomicUsize::new(0), handshakes: Semaphore::new(AT_ONCE) });
+    let nodes = Arc::new(Nodes {
+        all,
+        next: AtomicUsize::new(0),
+        again: AtomicUsize::new(0),
+        handshakes: Semaphore::new(AT_ONCE),
+    });
     for node in 0..nodes.all.len() {
         let nodes = Arc::clone(&nodes);
         // A thread of its own: the plain client blocks.
@@ -115,7 +139,7 @@ async fn main() -> Result<(), Box<dyn std::error::Error>> {
     }
     println!("connected {}", sockets.len());
 
-    if moves { stay_and_move(sockets, &nodes).await } else { stay(sockets).await }
+    if moves { stay_and_move(sockets, &nodes).await } else { stay(sockets, &nodes).await }
 }
 
 /// Asks a node whether it is ready, until the process ends.
@@ -136,7 +160,7 @@ fn parse(node: &str) -> Result<Node, Box<dyn std::error::Error>> {
     Ok(Node { addr: addr.parse()?, admin, ready: AtomicBool::new(true) })
 }
 
-async fn stay(sockets: Vec<Socket>) -> Result<(), Box<dyn std::error::Error>> {
+async fn stay(sockets: Vec<Socket>, nodes: &Nodes) -> Result<(), Box<dyn std::error::Error>> {
     let mut ends = JoinSet::new();
     for mut socket in sockets {
         ends.spawn(async move { end(&mut socket).await });
@@ -155,6 +179,7 @@ async fn stay(sockets: Vec<Socket>) -> Result<(), Box<dyn std::error::Error>> {
         "close_1001": of(|end| end.close == Some(1001)),
         "cut": of(|end| end.close.is_none()),
         "per_100_ms": spread,
+        "closed_after_handshake": nodes.again.load(Ordering::Relaxed),
     }))
 }
 

@@ -28,7 +28,7 @@ pub(super) async fn socket(world: Arc<World>, mut dice: Dice) {
     }
 }
 
-/// From the handshake to the end; each echo counts.
+/// From the handshake to the end; each echo counts. Before the first one a tunnel is not taken for open.
 async fn session(world: &World, dice: &mut Dice) -> Result<(), Failed> {
     let (stream, instance) = world.connect(None).await?;
     let open = in_time("/ws", client_async(format!("ws://{}/ws", instance.addr), stream)).await?;
@@ -55,7 +55,10 @@ async fn session(world: &World, dice: &mut Dice) -> Result<(), Failed> {
             world.tallies.count(Group::WebSocket, Ok(Done::Ok));
             continue;
         };
-        if goodbye(world, &mut socket, &instance, message, on_its_way).await? {
+        if number == 0 && world.kind.goodbye() == Goodbye::Cut && matches!(message, None | Some(Err(_))) {
+            // Pingora closes some tunnels right after their 101, whether the proxy stops or not
+            // (cloudflare/pingora#946): the client, which has not had an echo yet, connects anew.
+        } else if goodbye(world, &mut socket, &instance, message, on_its_way).await? {
             guard.cut();
         }
         world.tallies.count(Group::WebSocket, Ok(Done::Moved));

@@ -378,8 +378,7 @@ impl ShutdownCoordinator {
 
     /// Whether the answer at hand should ask its client to leave (`Connection: close`): from the lame duck on, or, under
     /// [`LameDuckPolicy::Gradual`], for a share of the answers that grows over the lame duck. Ask once an answer: each
-    /// question takes its share. One atomic load while
-    /// the service runs.
+    /// question takes its share. One atomic load while the service runs.
     #[inline]
     pub fn asks_to_leave(&self) -> bool {
         self.is_shutting_down() && self.asks_now(Instant::now())

@@ -6,9 +6,10 @@ mod http2;
 mod one_head;
 
 use std::fmt;
-use std::future::Future;
+use std::future::{Future, poll_fn};
 use std::io;
 use std::sync::Arc;
+use std::task::Poll;
 use std::time::Duration;
 
 use http::{Request, Response};
@@ -18,6 +19,7 @@ use hyper_util::rt::{TokioExecutor, TokioTimer};
 use shutdown_core::net::{Accept, FirstBytes, Io, Listener};
 use shutdown_core::{BoxError, ConnectionHandle, ShutdownCoordinator};
 use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::time::{Instant, sleep_until};
 use tower::Service;
 
 /// The first bytes of an HTTP/2 client; RFC 9113 §3.4.
@@ -150,6 +152,7 @@ impl<T> Server<T> {
     {
         let connection = Opened { shutdown: self.shutdown, handle: io.handle() };
         let Some((stream, speaks_h2)) = connection.before_http(self.hello(io)).await else { return };
+        connection.handle.hear_out(true);
         if speaks_h2 {
             http2::serve(&self.http2, stream, service, connection).await;
         } else {
@@ -201,6 +204,23 @@ impl Opened {
             _ = connection => false,
             () = until => true,
         }
+    }
+
+    /// Runs a connection to its end, but no longer than `until` unless something of it would be lost: it carries
+    /// sessions, has bytes to send, or `keeps` says so. That is bounded by the cut.
+    async fn let_go<C>(&self, connection: &mut C, until: Instant, keeps: impl Fn() -> bool)
+    where
+        C: Future + Unpin,
+    {
+        if !self.run(connection, sleep_until(until)).await {
+            return;
+        }
+        // Looked at whenever the connection has been woken.
+        let over = poll_fn(|_| {
+            let kept = self.handle.has_unsent() || self.handle.carries_sessions() || keeps();
+            if kept { Poll::Pending } else { Poll::Ready(()) }
+        });
+        self.run(connection, over).await;
     }
 }
 

@@ -15,6 +15,7 @@ use pin_project_lite::pin_project;
 use shutdown_core::ConnectionHandle;
 use shutdown_core::net::FirstBytes;
 use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::time::{Instant, timeout};
 use tower::Service;
 use tower::util::Oneshot;
 
@@ -30,9 +31,8 @@ where
 {
     let reading = Arc::new(Reading::default());
     let io = TokioIo::new(OneHead::new(io, Arc::clone(&reading), opened.shutdown));
-    let handle = opened.handle.clone();
-    handle.hear_out(true);
-    let service = AnswerPipelined { inner: service, reading: Arc::clone(&reading), handle };
+    let service =
+        AnswerPipelined { inner: service, reading: Arc::clone(&reading), handle: opened.handle.clone() };
     let mut connection = builder.serve_connection(io, service).with_upgrades();
 
     let shutdown = opened.shutdown;
@@ -41,19 +41,12 @@ where
     }
     // Requests behind the last one are refused one by one; hyper's graceful shutdown would drop them.
     let unread = poll_fn(|_| if reading.has_more() { Poll::Pending } else { Poll::Ready(()) });
-    if !opened.run(&mut connection, async { _ = tokio::time::timeout(SETTLE, unread).await }).await {
+    if !opened.run(&mut connection, async { _ = timeout(SETTLE, unread).await }).await {
         return;
     }
     Pin::new(&mut connection).graceful_shutdown();
     // Nothing is left but half a head, a body that nobody wants, an answer on its way to a slow reader, or a session.
-    let mut settled = false;
-    let mut settle = std::pin::pin!(tokio::time::sleep(SETTLE));
-    let over = poll_fn(|cx: &mut Context<'_>| {
-        settled = settled || settle.as_mut().poll(cx).is_ready();
-        let keeps = opened.handle.has_unsent() || opened.handle.carries_sessions();
-        if settled && !keeps { Poll::Ready(()) } else { Poll::Pending }
-    });
-    opened.run(&mut connection, over).await;
+    opened.let_go(&mut connection, Instant::now() + SETTLE, || false).await;
 }
 
 /// Answers what a client has pipelined before it is asked to leave: after `Connection: close` nothing more is read

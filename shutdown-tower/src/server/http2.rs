@@ -1,6 +1,6 @@
 //! One HTTP/2 connection.
 
-use std::future::{Future, poll_fn};
+use std::future::Future;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -11,11 +11,11 @@ use hyper::body::Incoming;
 use hyper::server::conn::http2::Builder;
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use pin_project_lite::pin_project;
+use shutdown_core::ConnectionId;
 use shutdown_core::net::FirstBytes;
-use shutdown_core::{ConnectionHandle, ConnectionId};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::sync::Notify;
-use tokio::time::{Instant, sleep_until};
+use tokio::time::Instant;
 use tower::Service;
 use tower::util::Oneshot;
 
@@ -37,10 +37,13 @@ pub(super) async fn serve<I, S>(
     let late = shutdown.is_shutting_down();
     let bodies = Arc::new(Bodies::new());
     let io = Written::new(io, Arc::clone(&bodies));
-    let handle = opened.handle.clone();
-    handle.hear_out(true);
-    let service =
-        Watched { inner: service, late, seen: Arc::clone(&seen), bodies: Arc::clone(&bodies), handle };
+    let service = Watched {
+        inner: service,
+        late,
+        seen: Arc::clone(&seen),
+        bodies: Arc::clone(&bodies),
+        connection: opened.handle.id(),
+    };
     let mut connection = builder.serve_connection(TokioIo::new(io), service);
 
     let told = async {
@@ -69,18 +72,9 @@ pub(super) async fn serve<I, S>(
     if seen.called.load(Ordering::Relaxed) {
         over_at = over_at.max(answered_by).max(bodies.surely_read_by() + ANSWER_TIME);
     }
-    let mut settled = false;
-    let mut settle = std::pin::pin!(sleep_until(over_at));
-    let over = poll_fn(|cx: &mut Context<'_>| {
-        settled = settled || settle.as_mut().poll(cx).is_ready();
-        // What waits for the client's window is bounded by the deadline.
-        let keeps = bodies.have_unwritten()
-            || opened.handle.has_unsent()
-            || opened.handle.carries_sessions()
-            || seen.tunnel.load(Ordering::Relaxed);
-        if settled && !keeps { Poll::Ready(()) } else { Poll::Pending }
-    });
-    opened.run(&mut connection, over).await;
+    // What waits for the client's window is bounded by the deadline.
+    let keeps = || bodies.have_unwritten() || seen.tunnel.load(Ordering::Relaxed);
+    opened.let_go(&mut connection, over_at, keeps).await;
 }
 
 /// What has happened on a connection.
@@ -99,7 +93,7 @@ struct Watched<S> {
     late: bool,
     seen: Arc<Seen>,
     bodies: Arc<Bodies>,
-    handle: ConnectionHandle,
+    connection: ConnectionId,
 }
 
 impl<S, B> hyper::service::Service<Request<Incoming>> for Watched<S>
@@ -119,7 +113,7 @@ where
             self.seen.tunnel.store(true, Ordering::Relaxed);
         }
         let seen = self.late.then(|| Arc::clone(&self.seen));
-        let (bodies, connection) = (Some(Arc::clone(&self.bodies)), self.handle.id());
+        let (bodies, connection) = (Some(Arc::clone(&self.bodies)), self.connection);
         Answering { future: Oneshot::new(self.inner.clone(), request), seen, bodies, connection }
     }
 }

@@ -14,6 +14,10 @@ use crate::error::BoxError;
 use crate::plan::{Plan, PlanError, Stage};
 use crate::stage::{Executor, StageContext, StageFn, Unit, When, boxed};
 
+/// The name under which the state's last save stands in the plan and the report.
+#[cfg(all(unix, feature = "state"))]
+const STATE: &str = "state";
+
 /// Builds a [`ShutdownCoordinator`]. Everything has a default.
 #[must_use = "nothing happens before `build` or `install`"]
 pub struct Builder {
@@ -24,6 +28,8 @@ pub struct Builder {
     pub(crate) signals: Option<crate::signals::Signals>,
     #[cfg(feature = "files")]
     pub(crate) report_dir: Option<std::path::PathBuf>,
+    #[cfg(all(unix, feature = "state"))]
+    state: Option<crate::state::StateStore>,
     stages: Vec<(Stage, &'static str, Duration)>,
     units: Vec<(Stage, Unit)>,
 }
@@ -48,6 +54,8 @@ impl Builder {
             signals: None,
             #[cfg(feature = "files")]
             report_dir: None,
+            #[cfg(all(unix, feature = "state"))]
+            state: None,
             stages: Vec::new(),
             units: Vec::new(),
         }
@@ -89,6 +97,15 @@ impl Builder {
     #[cfg(feature = "files")]
     pub fn report_dir(mut self, dir: impl Into<std::path::PathBuf>) -> Self {
         self.report_dir = Some(dir.into());
+        self
+    }
+
+    /// Keeps this state: `install` opens and restores it before it returns; it is saved at its interval, when a shutdown
+    /// begins, and in stage Persist, which closes it. Under [`build`](Self::build) call
+    /// [`load_state`](ShutdownCoordinator::load_state), and the runtime that polls the driver waits for the disk.
+    #[cfg(all(unix, feature = "state"))]
+    pub fn state(mut self, store: crate::state::StateStore) -> Self {
+        self.state = Some(store);
         self
     }
 
@@ -144,6 +161,10 @@ impl Builder {
     /// program's own has a name twice or stands after one that is not there.
     pub fn plan(&self) -> Result<Plan, PlanError> {
         let mut plan = self.empty_plan();
+        #[cfg(all(unix, feature = "state"))]
+        if self.state.is_some() {
+            plan.add_task(Stage::Persist, STATE.into());
+        }
         for (stage, unit) in &self.units {
             assert!(
                 plan.add_task(*stage, unit.name.clone()),
@@ -183,10 +204,23 @@ impl Builder {
         let plan = self.empty_plan();
         plan.check()?;
         let mut stages = Stages { plan, units: Vec::new(), departed: false, sealed: false };
+        #[cfg(all(unix, feature = "state"))]
+        let state: Option<&'static _> = self.state.map(|store| &*Box::leak(Box::new(store)));
+        #[cfg(all(unix, feature = "state"))]
+        if let Some(store) = state {
+            let task = boxed(move |_| async move { Ok(store.finish()?) });
+            stages.add(Stage::Persist, Unit { name: STATE.into(), when: When::During, task })?;
+        }
         for (stage, unit) in self.units {
             stages.add(stage, unit)?;
         }
-        let (core, commands) = Core::new(self.program, self.config, stages);
+        let (core, commands) = Core::new(
+            self.program,
+            self.config,
+            stages,
+            #[cfg(all(unix, feature = "state"))]
+            state,
+        );
         if let Some(runtime) = self.runtime {
             let _ = core.runtime.set(runtime);
         }

@@ -83,6 +83,8 @@ pub(crate) struct Core {
     /// Whether the process may leave.
     pub(crate) released: watch::Sender<bool>,
     pub(crate) answers: TaskTracker,
+    #[cfg(all(unix, feature = "state"))]
+    pub(crate) state: Option<&'static crate::state::StateStore>,
 }
 
 /// A report in the making.
@@ -107,6 +109,7 @@ impl Core {
         program: Cow<'static, str>,
         config: ShutdownConfig,
         stages: Stages,
+        #[cfg(all(unix, feature = "state"))] state: Option<&'static crate::state::StateStore>,
     ) -> (&'static Self, mpsc::UnboundedReceiver<Command>) {
         let (commands, receiver) = mpsc::unbounded_channel();
         let critical = commands.clone();
@@ -142,6 +145,8 @@ impl Core {
             verdict: watch::Sender::new(None),
             released: watch::Sender::new(false),
             answers: TaskTracker::new(),
+            #[cfg(all(unix, feature = "state"))]
+            state,
         };
         (Box::leak(Box::new(core)), receiver)
     }
@@ -643,6 +648,10 @@ impl ShutdownCoordinator {
                 .and_then(|draft| draft.current_stage)
                 .map(|stage| Cow::Borrowed(stage.name())),
             stages: draft.map(|draft| draft.report.stages).unwrap_or_default(),
+            #[cfg(all(unix, feature = "state"))]
+            state: core.state.map(crate::state::StateStore::status),
+            #[cfg(not(all(unix, feature = "state")))]
+            state: None,
             plan: self.plan(),
         }
     }
@@ -665,6 +674,51 @@ impl ShutdownCoordinator {
 
     /// How long a refused client should wait before it tries again: one second, time to be sent elsewhere.
     pub const RETRY_AFTER: Duration = Duration::from_secs(1);
+}
+
+/// The state that is kept over restarts.
+#[cfg(all(unix, feature = "state"))]
+impl ShutdownCoordinator {
+    /// Changes sections of the state in memory; the next save writes them.
+    ///
+    /// # Errors
+    ///
+    /// No state is kept, or its place cannot be used.
+    pub fn update_state<T>(
+        &self,
+        change: impl FnOnce(&mut crate::state::Sections) -> T,
+    ) -> Result<T, crate::state::StateError> {
+        self.state_store()?.update(change)
+    }
+
+    /// What the previous run left; `None` if there was nothing to be used. `install` has read it already; under
+    /// [`build`](Builder::build) the first call does, and blocks on the disk.
+    ///
+    /// # Errors
+    ///
+    /// No state is kept, or its place cannot be used.
+    pub fn load_state(&self) -> Result<Option<&'static crate::state::Loaded>, crate::state::StateError> {
+        let loaded = self.state_store()?.open()?;
+        Ok((loaded.found != crate::state::Found::Nothing).then_some(loaded))
+    }
+
+    /// Saves the state now. Blocks the calling thread on the disk.
+    ///
+    /// # Errors
+    ///
+    /// As [`StateStore::save`](crate::state::StateStore::save), or no state is kept.
+    pub fn save_state(&self) -> Result<(), crate::state::StateError> {
+        self.state_store()?.save()
+    }
+
+    /// The state that is kept.
+    ///
+    /// # Errors
+    ///
+    /// [`NotConfigured`](crate::state::StateError::NotConfigured): none is.
+    pub fn state_store(&self) -> Result<&'static crate::state::StateStore, crate::state::StateError> {
+        self.core.state.ok_or(crate::state::StateError::NotConfigured)
+    }
 }
 
 impl Stages {

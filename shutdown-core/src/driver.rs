@@ -50,12 +50,20 @@ impl Driver {
     ///
     /// Not cancel safe: dropped half-way, the rest of the shutdown does not happen.
     pub async fn run(mut self) -> Arc<ShutdownReport> {
-        let run = self.first_reason().await;
+        let saving = save_now_and_then(self.core, self.executor.clone());
+        let stopping = async {
+            let run = self.first_reason().await;
+            tokio::select! {
+                biased;
+                // Further signals and requests are heard beside the story.
+                () = hear(&run, &mut self.commands) => unreachable!("the core keeps a sender"),
+                report = stop(&run) => report,
+            }
+        };
         tokio::select! {
             biased;
-            // Further signals and requests are heard beside the story.
-            () = hear(&run, &mut self.commands) => unreachable!("the core keeps a sender"),
-            report = stop(&run) => report,
+            report = stopping => report,
+            () = saving => unreachable!("it has no end of its own"),
         }
     }
 
@@ -83,6 +91,7 @@ impl Driver {
 /// The story of stopping.
 async fn stop(run: &Run) -> Arc<ShutdownReport> {
     let core = run.core;
+    run.checkpoint();
     let traffic = async {
         run.pace_sessions();
         run.enter(Phase::LameDuck);
@@ -130,6 +139,24 @@ async fn drain(run: &Run) {
     core.requests.drained().await;
     core.requests_done.set();
     core.connections.awaited.drained().await;
+}
+
+/// Saves the state at its interval, each time on another thread, the shutdown's time included: a long drain may end in a
+/// kill. Never ends.
+#[cfg(all(unix, feature = "state"))]
+async fn save_now_and_then(core: &'static Core, executor: Executor) {
+    let Some((store, every)) = core.state.and_then(|store| Some((store, store.every()?))) else {
+        return std::future::pending().await;
+    };
+    loop {
+        tokio::time::sleep(every).await;
+        executor.start_blocking("state", move || store.checkpoint(false)).ended().await;
+    }
+}
+
+#[cfg(not(all(unix, feature = "state")))]
+async fn save_now_and_then(_core: &'static Core, _executor: Executor) {
+    std::future::pending().await
 }
 
 /// Hears what comes after the first reason: a second signal hurries, and so does `/terminate`.

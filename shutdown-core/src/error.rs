@@ -47,6 +47,10 @@ pub enum InstallError {
     /// Signal handlers could not be claimed. The platform's fault.
     #[cfg(all(unix, feature = "signals"))]
     Signals(crate::signals::SignalsError),
+    /// The state's place cannot be used, or another process has it. The operator's mistake or the platform's fault. The
+    /// coordinator runs already and hears signals; the program is expected to leave.
+    #[cfg(all(unix, feature = "state"))]
+    State(crate::state::StateError),
     /// A thread or its runtime could not be made. The platform's fault.
     Thread {
         /// Which thread.
@@ -56,6 +60,18 @@ pub enum InstallError {
     },
 }
 
+impl InstallError {
+    /// Whether the coordinator runs all the same.
+    #[cfg(all(unix, feature = "signals"))]
+    pub(crate) fn is_late(&self) -> bool {
+        #[cfg(feature = "state")]
+        if matches!(self, Self::State(_)) {
+            return true;
+        }
+        false
+    }
+}
+
 impl fmt::Display for InstallError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
@@ -63,6 +79,8 @@ impl fmt::Display for InstallError {
             Self::Plan(error) => error.fmt(f),
             #[cfg(all(unix, feature = "signals"))]
             Self::Signals(error) => error.fmt(f),
+            #[cfg(all(unix, feature = "state"))]
+            Self::State(error) => error.fmt(f),
             Self::Thread { name, .. } => write!(f, "the thread {name:?} could not be started"),
         }
     }
@@ -74,6 +92,8 @@ impl Error for InstallError {
             Self::AlreadyInstalled(_) | Self::Plan(_) => None,
             #[cfg(all(unix, feature = "signals"))]
             Self::Signals(error) => error.source(),
+            #[cfg(all(unix, feature = "state"))]
+            Self::State(error) => error.source(),
             Self::Thread { source, .. } => Some(source),
         }
     }
@@ -137,7 +157,6 @@ pub const EXIT_USAGE: u8 = 2;
 /// ```
 pub fn start_failure(program: &str, error: &(dyn Error + 'static)) -> ExitCode {
     let mut code = EXIT_START;
-    let mut sentence = format!("{program}: error: {error}");
     let mut next = Some(error);
     while let Some(cause) = next {
         let of_the_configuration = cause.is::<ConfigError>()
@@ -147,11 +166,19 @@ pub fn start_failure(program: &str, error: &(dyn Error + 'static)) -> ExitCode {
             code = EXIT_USAGE;
         }
         next = cause.source();
-        if let Some(source) = next {
-            sentence += &format!(": {source}");
-        }
     }
     // Nobody to tell when stderr is gone; the code still does.
-    let _ = writeln!(std::io::stderr(), "{sentence}");
+    let _ = writeln!(std::io::stderr(), "{program}: error: {}", chain(error));
     ExitCode::from(code)
+}
+
+/// An error and what led to it, as one sentence.
+pub(crate) fn chain(error: &(dyn Error + 'static)) -> String {
+    let mut sentence = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        sentence += &format!(": {error}");
+        cause = error.source();
+    }
+    sentence
 }

@@ -24,6 +24,59 @@ pub fn replace(path: &Path, bytes: &[u8]) -> io::Result<()> {
     sync_dir(path)
 }
 
+/// As [`replace`], and what was at `path` is at `previous` afterwards. There is a file at `path` at every moment, if
+/// there was one.
+///
+/// # Errors
+///
+/// As [`replace`].
+#[cfg(all(unix, feature = "state"))]
+pub(crate) fn replace_keeping(path: &Path, previous: &Path, bytes: &[u8]) -> io::Result<()> {
+    let temporary = Temporary::create(path)?;
+    (&temporary.file).write_all(bytes)?;
+    temporary.file.sync_all()?;
+    keep(path, previous)?;
+    std::fs::rename(&temporary.path, path)?;
+    temporary.keep();
+    sync_dir(path)
+}
+
+/// Gives the file at `path` the name `previous` as well.
+#[cfg(all(unix, feature = "state"))]
+fn keep(path: &Path, previous: &Path) -> io::Result<()> {
+    // A rename replaces, a link does not: so first a link beside it.
+    let beside = Temporary::name(previous)?;
+    match std::fs::hard_link(path, &beside) {
+        Ok(()) => {}
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+        // A file system without links: for a moment there is no file at `path`, and a reader takes `previous`.
+        Err(_) => return std::fs::rename(path, previous),
+    }
+    let renamed = std::fs::rename(&beside, previous);
+    // Two names of one file: such a rename does nothing, and the link would stay.
+    let _ = std::fs::remove_file(&beside);
+    renamed
+}
+
+/// Removes what [`replace`] of these files has left in `dir` when it was killed; how many. Nobody may be writing them.
+#[cfg(all(unix, feature = "state"))]
+pub(crate) fn sweep(dir: &Path, files: &[&str]) -> io::Result<usize> {
+    let mut swept = 0;
+    for entry in std::fs::read_dir(dir)? {
+        let entry = entry?;
+        let name = entry.file_name();
+        let ours = |file: &&str| {
+            let rest = name.to_str()?.strip_prefix('.')?.strip_prefix(*file)?;
+            let (pid, number) = rest.strip_prefix('.')?.strip_suffix(".tmp")?.split_once('.')?;
+            [pid, number].iter().all(|part| part.bytes().all(|byte| byte.is_ascii_digit())).then_some(())
+        };
+        if files.iter().any(|file| ours(file).is_some()) && std::fs::remove_file(entry.path()).is_ok() {
+            swept += 1;
+        }
+    }
+    Ok(swept)
+}
+
 /// Flushes the directory that holds `path`: without it a rename may be lost in a power cut.
 fn sync_dir(path: &Path) -> io::Result<()> {
     File::open(directory(path))?.sync_all()
@@ -44,17 +97,22 @@ struct Temporary {
 }
 
 impl Temporary {
-    fn create(target: &Path) -> io::Result<Self> {
+    /// A name beside `target` that this process has not given before.
+    fn name(target: &Path) -> io::Result<PathBuf> {
         static NEXT: AtomicU64 = AtomicU64::new(0);
         let name = target.file_name().ok_or_else(|| {
             io::Error::new(io::ErrorKind::InvalidInput, format!("{} names no file", target.display()))
         })?;
+        let number = NEXT.fetch_add(1, Ordering::Relaxed);
+        let mut temporary = std::ffi::OsString::from(".");
+        temporary.push(name);
+        temporary.push(format!(".{}.{number}.tmp", std::process::id()));
+        Ok(directory(target).join(temporary))
+    }
+
+    fn create(target: &Path) -> io::Result<Self> {
         loop {
-            let number = NEXT.fetch_add(1, Ordering::Relaxed);
-            let mut temporary = std::ffi::OsString::from(".");
-            temporary.push(name);
-            temporary.push(format!(".{}.{number}.tmp", std::process::id()));
-            let path = directory(target).join(temporary);
+            let path = Self::name(target)?;
             let mut options = OpenOptions::new();
             options.write(true).create_new(true);
             #[cfg(unix)]

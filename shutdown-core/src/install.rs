@@ -41,7 +41,8 @@ impl Builder {
     ///
     /// # Errors
     ///
-    /// There is one already, the plan cannot hold, or the system refuses a handler or a thread.
+    /// There is one already, the plan cannot hold, the system refuses a handler or a thread, or the state's place cannot
+    /// be used.
     ///
     /// # Panics
     ///
@@ -54,7 +55,7 @@ impl Builder {
             return Err(InstallError::AlreadyInstalled(AlreadyInstalled));
         }
         let installed = self.install_first();
-        if installed.is_err() {
+        if installed.as_ref().is_err_and(|error| !error.is_late()) {
             INSTALLED.store(false, Ordering::Relaxed);
         }
         installed
@@ -126,6 +127,11 @@ impl Builder {
                 "the platform kills before the shutdown may end: lower SHUTDOWN_TOTAL_TIMEOUT below \
                  SHUTDOWN_GRACE_PERIOD, or raise the platform's grace period"
             );
+        }
+        // Last: a stop signal now begins a shutdown, whose last stage saves what has been read.
+        #[cfg(feature = "state")]
+        if let Some(store) = core.state {
+            store.open().map_err(InstallError::State)?;
         }
         Ok(shutdown)
     }

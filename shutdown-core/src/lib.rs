@@ -75,6 +75,8 @@ mod sessions;
 mod signals;
 mod snapshot;
 mod stage;
+#[cfg(all(unix, feature = "state"))]
+pub mod state;
 mod sync;
 mod tasks;
 mod unwind;
@@ -106,6 +108,6 @@ pub use report::{
 pub use sessions::{Session, Told};
 #[cfg(all(unix, feature = "signals"))]
 pub use signals::{SAME_SIGNAL, Signals, SignalsError};
-pub use snapshot::{Connections, InFlight, Requests, Sessions, Snapshot};
+pub use snapshot::{Connections, InFlight, Requests, Sessions, Snapshot, StateStatus};
 pub use stage::{StageContext, TOKEN_GRACE};
 pub use tasks::TaskOutput;

@@ -48,8 +48,30 @@ pub struct Snapshot {
     pub current_stage: Option<Cow<'static, str>>,
     /// The stages begun so far; one that runs says `timed_out` until it ends otherwise.
     pub stages: Vec<StageReport>,
+    /// The state that is kept, if one is.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub state: Option<StateStatus>,
     /// The plan.
     pub plan: Plan,
+}
+
+/// How keeping the state goes.
+#[derive(Clone, Debug, Default, Serialize)]
+#[non_exhaustive]
+pub struct StateStatus {
+    /// This run's incarnation; 0 until the state has been opened.
+    pub incarnation: u64,
+    /// When it was saved last, milliseconds since the Unix epoch; 0 if it has not been.
+    pub saved_at: u64,
+    /// How large it was then.
+    pub bytes: u64,
+    /// Saves that went well.
+    pub saves: u64,
+    /// Saves that did not, at least in part.
+    pub failures: u64,
+    /// What the last save failed with; gone when one goes well.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub last_error: Option<String>,
 }
 
 /// Request counts.

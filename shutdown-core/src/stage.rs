@@ -103,7 +103,7 @@ impl Finish {
     fn of(result: Result<Result<(), BoxError>, String>) -> Self {
         match result {
             Ok(Ok(())) => Self::new(Outcome::Ok, None),
-            Ok(Err(error)) => Self::new(Outcome::Failed, Some(error.to_string())),
+            Ok(Err(error)) => Self::new(Outcome::Failed, Some(crate::error::chain(&*error))),
             Err(panic) => Self::new(Outcome::Panicked, Some(panic)),
         }
     }
@@ -158,6 +158,19 @@ impl Executor {
             }
         }
         Running { name, done, abort, finish: None }
+    }
+}
+
+#[cfg(all(unix, feature = "state"))]
+impl Executor {
+    /// Starts work that blocks and is no stage's.
+    pub(crate) fn start_blocking(&self, name: &'static str, work: impl FnOnce() + Send + 'static) -> Running {
+        let context = StageContext { deadline: Instant::now(), token: CancellationToken::new() };
+        let task = boxed(move |_| async move {
+            work();
+            Ok(())
+        });
+        self.start(name.into(), task, context)
     }
 }
 

@@ -111,6 +111,17 @@ impl Run {
         });
     }
 
+    /// Saves the state as it is at the reason, beside everything else.
+    #[cfg(all(unix, feature = "state"))]
+    pub(super) fn checkpoint(&self) {
+        if let Some(store) = self.core.state {
+            drop(self.executor.start_blocking("state at the reason", move || store.checkpoint(true)));
+        }
+    }
+
+    #[cfg(not(all(unix, feature = "state")))]
+    pub(super) fn checkpoint(&self) {}
+
     pub(super) fn now(&self) -> Duration {
         Instant::now().saturating_duration_since(self.began)
     }

@@ -168,17 +168,17 @@ pub fn start_failure(program: &str, error: &(dyn Error + 'static)) -> ExitCode {
         next = cause.source();
     }
     // Nobody to tell when stderr is gone; the code still does.
-    let _ = writeln!(std::io::stderr(), "{program}: error: {}", chain(error));
+    let _ = writeln!(std::io::stderr(), "{program}: error: {}", sentence(error));
     ExitCode::from(code)
 }
 
 /// An error and what led to it, as one sentence.
-pub(crate) fn chain(error: &(dyn Error + 'static)) -> String {
-    let mut sentence = error.to_string();
+pub fn sentence(error: &(dyn Error + 'static)) -> String {
+    let mut text = error.to_string();
     let mut cause = error.source();
     while let Some(error) = cause {
-        sentence += &format!(": {error}");
+        text += &format!(": {error}");
         cause = error.source();
     }
-    sentence
+    text
 }

@@ -103,7 +103,7 @@ impl Finish {
     fn of(result: Result<Result<(), BoxError>, String>) -> Self {
         match result {
             Ok(Ok(())) => Self::new(Outcome::Ok, None),
-            Ok(Err(error)) => Self::new(Outcome::Failed, Some(crate::error::chain(&*error))),
+            Ok(Err(error)) => Self::new(Outcome::Failed, Some(crate::error::sentence(&*error))),
             Err(panic) => Self::new(Outcome::Panicked, Some(panic)),
         }
     }

@@ -80,8 +80,8 @@ fn a_request_that_never_ends_is_cut_at_the_drain_deadline_and_named() {
 
 #[test]
 fn the_total_ends_a_drain_whose_own_budget_is_longer() {
-    // 2 s less the report's reserve, and 50 ms in which what was cut lets go.
-    never_ends(&[("SHUTDOWN_TOTAL_TIMEOUT", "2")], Duration::from_millis(1700));
+    // 2 s less the reserves of the report and of stage persist, and 50 ms in which what was cut lets go.
+    never_ends(&[("SHUTDOWN_TOTAL_TIMEOUT", "2")], Duration::from_millis(1200));
 }
 
 #[test]

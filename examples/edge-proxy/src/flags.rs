@@ -29,9 +29,12 @@ pub(crate) struct Flags {
     /// Where requests go, as http://host:port; repeat it for several [default: a built-in demo]
     #[arg(long, value_name = "URL")]
     pub(crate) upstream: Vec<String>,
-    /// Where reports are kept; made if missing [default: ./edge-proxy-data]
+    /// Where state and reports are kept; made if missing [default: ./edge-proxy-data]
     #[arg(long, value_name = "DIR")]
     pub(crate) data_dir: Option<String>,
+    /// How often the state is saved; 0: only when it stops [default: 60s]
+    #[arg(long, value_name = "TIME")]
+    pub(crate) state_interval: Option<String>,
     /// This node's name [default: <host name>-<listen port>]
     #[arg(long, value_name = "NAME")]
     pub(crate) node_id: Option<String>,
@@ -59,6 +62,7 @@ impl Flags {
             "listen" => &self.listen,
             "admin" => &self.admin,
             "data-dir" => &self.data_dir,
+            "state-interval" => &self.state_interval,
             "node-id" => &self.node_id,
             "cluster" => &self.cluster,
             "lame-duck-policy" => &self.lame_duck_policy,

@@ -6,7 +6,6 @@
 //! Exit codes: 0 clean; 1 could not start; 2 bad usage or configuration; 10 a stage failed or ran out of time;
 //! 11 something was cut at a deadline; 128+n forced by signal n, or signal n before the proxy had started.
 
-mod data_dir;
 mod demo;
 mod edge;
 mod flags;
@@ -20,7 +19,10 @@ use std::process::ExitCode;
 use std::sync::Arc;
 
 use pingora_core::server::configuration::ServerConf;
-use shutdown_core::{Builder, InstallError, Plan, Reason, ReportFiles, ShutdownCoordinator, Signals, net};
+use shutdown_core::state::{StateError, StateStore};
+use shutdown_core::{
+    Builder, InstallError, Plan, Reason, ReportFiles, ShutdownCoordinator, Signals, net, sentence,
+};
 use shutdown_pingora::Proxy;
 use shutdown_tower::admin::Admin;
 use tokio::runtime::Runtime;
@@ -49,17 +51,16 @@ fn main() -> ExitCode {
 /// From nothing to serving, and from there to the report.
 ///
 /// The order is the point. Everything that can be wrong without touching the outside is checked first and exits
-/// with 2. Then the sockets: an address in use exits with 1. Then the coordinator, and only then the data
-/// directory:
+/// with 2. Then the sockets: an address in use exits with 1. Then the coordinator, and only with it the data
+/// directory and the state in it:
 ///
 /// ```text
 ///           TERM here: 143, nothing touched │ TERM here: the whole shutdown, and its report
-///   check ─ bind ─────────────────── install ─ data directory ─ admin ─ proxy ─ ready
+///   check ─ bind ────────────────────── install: state ─ admin ─ proxy ─ ready
 /// ```
 ///
-/// Were the directory made before `install`, a signal between the two would leave it behind. Made after it, a
-/// signal between the two finds the driver already writing its report, which makes the directory, too, if it comes
-/// first.
+/// Were the state opened before `install`, a signal between the two would leave a directory behind. `install` opens it
+/// as its last step, when a signal is already the whole shutdown; its last stage waits for the opening.
 fn run(signals: Signals) -> Result<ExitCode, Failure> {
     let flags = match flags::parse(std::env::args_os())? {
         Asked::Flags(flags) => flags,
@@ -67,8 +68,9 @@ fn run(signals: Signals) -> Result<ExitCode, Failure> {
     };
     let check = flags.check;
     let settings = settings(&flags)?;
-    let builder = coordinator(&settings);
-    let plan = builder.plan().map_err(|error| Failure::Usage(error.to_string()))?;
+    let plan = coordinator(&settings, settings.listen.port())
+        .plan()
+        .map_err(|error| Failure::Usage(error.to_string()))?;
     if check {
         return Ok(print(&effective(&settings, &plan)));
     }
@@ -80,14 +82,11 @@ fn run(signals: Signals) -> Result<ExitCode, Failure> {
     let node_id = settings.node_id(at.port());
     let runtime = Runtime::new().map_err(|error| Failure::start("no runtime", error))?;
 
-    let shutdown =
-        builder.signals(signals).runtime(runtime.handle().clone()).install().map_err(not_installed)?;
-    data_dir::ensure(&settings.data_dir).map_err(|error| {
-        let path = settings.data_dir.display();
-        Failure::Start(format!(
-            "the data directory {path} cannot be used: {error}: choose another with --data-dir"
-        ))
-    })?;
+    let shutdown = coordinator(&settings, at.port())
+        .signals(signals)
+        .runtime(runtime.handle().clone())
+        .install()
+        .map_err(not_installed)?;
 
     let upstreams = Arc::new(match settings.upstreams.clone() {
         given if !given.is_empty() => Upstreams::new(given),
@@ -98,7 +97,7 @@ fn run(signals: Signals) -> Result<ExitCode, Failure> {
     serve_admin(admin, &settings, shutdown, &upstreams, &node_id)?;
     serve_traffic(&runtime, traffic, shutdown, Arc::clone(&upstreams));
 
-    print(&what_to_try(&settings, at, admin_at, &node_id, &upstreams));
+    print(&what_to_try(shutdown, &settings, at, admin_at, &node_id, &upstreams));
     tracing::info!(listen = %at, admin = %admin_at, node_id, cluster = settings.cluster, "ready");
 
     // Not from here: the runtime lives until the process ends.
@@ -111,16 +110,23 @@ fn settings(flags: &Flags) -> Result<Settings, Failure> {
 }
 
 /// What a shutdown of this program does, before it is installed.
-fn coordinator(settings: &Settings) -> Builder {
+fn coordinator(settings: &Settings, port: u16) -> Builder {
+    let state = StateStore::in_dir(&settings.data_dir)
+        .node_id(settings.node_id(port))
+        .interval(settings.state_interval);
     ShutdownCoordinator::builder()
         .program("edge-proxy")
         .config(settings.budgets.clone())
         .report_dir(settings.data_dir.clone())
+        .state(state)
 }
 
 fn not_installed(error: InstallError) -> Failure {
     match error {
         InstallError::Plan(error) => Failure::Usage(error.to_string()),
+        InstallError::State(error @ StateError::Io { .. }) => {
+            Failure::Start(format!("{}: choose another with --data-dir", sentence(&error)))
+        }
         error => Failure::start("the shutdown coordinator cannot be installed", error),
     }
 }
@@ -218,6 +224,7 @@ fn effective(settings: &Settings, plan: &Plan) -> String {
 }
 
 fn what_to_try(
+    shutdown: ShutdownCoordinator,
     settings: &Settings,
     at: SocketAddr,
     admin: SocketAddr,
@@ -227,11 +234,16 @@ fn what_to_try(
     let pid = std::process::id();
     let kind = if settings.upstreams.is_empty() { "built-in demo" } else { "given" };
     let report = ReportFiles::new(&settings.data_dir).last();
+    let state = match shutdown.load_state() {
+        Ok(Some(loaded)) => loaded.to_string(),
+        _ => "none yet".to_owned(),
+    };
     let mut text = format!(
         "edge-proxy {} as {node_id}, pid {pid}\n\
          \x20 traffic    http://{at}\n\
          \x20 admin      http://{admin}\n\
          \x20 upstreams  {upstreams} ({kind})\n\
+         \x20 state      {state}\n\
          \nTry:\n",
         env!("CARGO_PKG_VERSION")
     );
@@ -263,14 +275,8 @@ enum Failure {
 }
 
 impl Failure {
-    fn start(what: impl fmt::Display, error: impl std::error::Error) -> Self {
-        let mut text = format!("{what}: {error}");
-        let mut source = error.source();
-        while let Some(cause) = source {
-            text += &format!(": {cause}");
-            source = cause.source();
-        }
-        Self::Start(text)
+    fn start(what: impl fmt::Display, error: impl std::error::Error + 'static) -> Self {
+        Self::Start(format!("{what}: {}", sentence(&error)))
     }
 
     fn code(&self) -> ExitCode {

@@ -11,19 +11,21 @@ use std::ffi::OsString;
 use std::fmt;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
-use shutdown_core::{LameDuckPolicy, ShutdownConfig, display_duration};
+use shutdown_core::{LameDuckPolicy, ShutdownConfig, display_duration, parse_duration};
 
 use crate::flags::Flags;
 use crate::upstreams::{MOST, Upstream};
 
 /// The flags that take a value.
-pub(crate) const FLAGS: [&str; 9] = [
+pub(crate) const FLAGS: [&str; 10] = [
     "config",
     "listen",
     "admin",
     "upstream",
     "data-dir",
+    "state-interval",
     "node-id",
     "cluster",
     "lame-duck-policy",
@@ -38,6 +40,8 @@ pub(crate) struct Settings {
     /// Empty: the built-in demo.
     pub(crate) upstreams: Vec<Upstream>,
     pub(crate) data_dir: PathBuf,
+    /// Zero: not by the clock.
+    pub(crate) state_interval: Duration,
     /// As given; see [`node_id`](Self::node_id).
     node_id: Option<String>,
     pub(crate) cluster: String,
@@ -78,6 +82,7 @@ impl Settings {
             admin,
             upstreams: sources.upstreams()?,
             data_dir: sources.name("data-dir")?.unwrap_or_else(|| "./edge-proxy-data".to_owned()).into(),
+            state_interval: sources.duration("state-interval", shutdown_core::state::INTERVAL)?,
             node_id: sources.name("node-id")?,
             cluster: sources.name("cluster")?.unwrap_or_else(|| "default".to_owned()),
             admin_token,
@@ -101,6 +106,7 @@ impl fmt::Display for Settings {
             given => given.iter().try_for_each(|upstream| line("upstream", upstream))?,
         }
         line("data-dir", &self.data_dir.display())?;
+        line("state-interval", &display_duration(self.state_interval))?;
         line("node-id", &self.node_id(self.listen.port()))?;
         line("cluster", &self.cluster)?;
         line("lame-duck-policy", &self.budgets.lame_duck_policy)?;
@@ -186,6 +192,11 @@ impl Sources<'_> {
             let from = value.as_ref().map_or_else(|| text.to_owned(), ToString::to_string);
             format!("{from} is not an address: write an IP address and a port, as {default}")
         })
+    }
+
+    fn duration(&self, flag: &str, default: Duration) -> Result<Duration, String> {
+        let Some(value) = self.one(flag)? else { return Ok(default) };
+        parse_duration(&value.text).map_err(|problem| format!("{value}: {problem}"))
     }
 
     fn upstreams(&self) -> Result<Vec<Upstream>, String> {

@@ -94,12 +94,12 @@ impl fmt::Display for Loaded {
     /// A sentence for people: from when and from whom the state is.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         if self.found == Found::Nothing {
-            return f.write_str("no earlier state");
+            return f.write_str("none yet");
         }
         if self.saved_at == 0 {
-            f.write_str("state from an unknown time")?;
+            f.write_str("from an unknown time")?;
         } else {
-            write!(f, "state from {}", Utc(self.saved_at))?;
+            write!(f, "from {}", Utc(self.saved_at))?;
         }
         if self.from_the_future {
             f.write_str(" (the clock has been set back since)")?;
@@ -122,11 +122,11 @@ impl Loaded {
         }
         let Self { saved_at, shutdown_at, clean, incarnation, .. } = self;
         if self.found == Found::Nothing {
-            tracing::info!(target: "shutdown", place, "{self}");
+            tracing::info!(target: "shutdown", place, "state: {self}");
         } else {
             let restored: Vec<_> = self.names(|fate| matches!(fate, Fate::Restored { .. })).collect();
             let restored = restored.join(",");
-            tracing::info!(target: "shutdown", place, restored, saved_at, shutdown_at, clean, incarnation, "{self}");
+            tracing::info!(target: "shutdown", place, restored, saved_at, shutdown_at, clean, incarnation, "state: {self}");
         }
         if !self.node_id.is_empty() && self.node_id != node_id {
             let by = &self.node_id;

@@ -14,7 +14,7 @@ use super::error::StateError;
 use super::loaded::{Fate, Found, Loaded, SetAside};
 use super::sections::Sections;
 use super::source::{Saved, StateSource};
-use crate::error::chain;
+use crate::error::sentence;
 use crate::snapshot::StateStatus;
 
 /// How often the state is saved while the service runs.
@@ -170,7 +170,7 @@ impl StateStore {
                 Err(reason) => set_aside.push(SetAside {
                     name: generation.name,
                     reason,
-                    now_at: self.backend.set_aside(index, now).map_err(|error| chain(&error)),
+                    now_at: self.backend.set_aside(index, now).map_err(|error| sentence(&error)),
                 }),
             }
         }
@@ -303,7 +303,7 @@ impl StateStore {
         if result.is_err() {
             status.failures += 1;
         }
-        status.last_error = result.as_ref().err().map(|error| chain(error));
+        status.last_error = result.as_ref().err().map(|error| sentence(error));
         result
     }
 
@@ -317,14 +317,14 @@ impl StateStore {
             Ok(()) => {
                 tracing::info!(target: "shutdown", place = &*self.backend.place(), "state is saved again")
             }
-            Err(error) if before.as_ref() != Some(&chain(&error)) => self.log_failure(&error),
+            Err(error) if before.as_ref() != Some(&sentence(&error)) => self.log_failure(&error),
             Err(_) => {}
         }
     }
 
     fn log_failure(&self, error: &StateError) {
         let place = &*self.backend.place();
-        tracing::warn!(target: "shutdown", place, error = chain(error), "state could not be saved");
+        tracing::warn!(target: "shutdown", place, error = sentence(error), "state could not be saved");
     }
 
     /// How often a coordinator saves; `None`: not by the clock.
@@ -347,7 +347,7 @@ fn restore(source: &StateSource, sections: &Sections, now: u64) -> Fate {
     }
     match source.restore(data, Saved { at, age }) {
         Ok(()) => Fate::Restored { age },
-        Err(error) => Fate::Failed { reason: chain(&*error) },
+        Err(error) => Fate::Failed { reason: sentence(&*error) },
     }
 }
 

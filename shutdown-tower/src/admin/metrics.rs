@@ -71,6 +71,33 @@ pub(super) fn render(snapshot: &Snapshot, last: Option<&ShutdownReport>) -> Stri
         let labels = [("stage", &*stage.stage), ("outcome", stage.outcome.as_str())];
         page.sample("shutdown_stage_outcome", &labels, 1.0);
     }
+    if let Some(state) = &snapshot.state {
+        let one = [
+            (
+                "shutdown_state_saves_total",
+                "counter",
+                "Saves of the state that went well.",
+                state.saves as f64,
+            ),
+            (
+                "shutdown_state_save_failures_total",
+                "counter",
+                "Saves of the state that failed, at least in part.",
+                state.failures as f64,
+            ),
+            (
+                "shutdown_state_saved_timestamp_seconds",
+                "gauge",
+                "When the state was saved last.",
+                state.saved_at as f64 / 1000.0,
+            ),
+            ("shutdown_state_bytes", "gauge", "The saved state's size.", state.bytes as f64),
+        ];
+        for (name, kind, help, value) in one {
+            page.family(name, kind, help);
+            page.sample(name, &[], value);
+        }
+    }
     if let Some(last) = last {
         let clean = if last.is_clean() { 1.0 } else { 0.0 };
         let one = [

@@ -288,3 +288,60 @@ fn a_state_beyond_its_cap_is_neither_read_nor_written() {
     let loaded = store.open().unwrap();
     assert!(loaded.set_aside[0].reason.contains("1073741824 bytes"), "{:?}", loaded.set_aside);
 }
+
+/// Under paused time the disk is real and takes none of it.
+#[tokio::test(start_paused = true)]
+async fn a_coordinator_saves_at_its_interval_at_the_reason_and_in_stage_persist() {
+    use shutdown_core::{Phase, Reason, ShutdownCoordinator};
+
+    let dir = tempfile::tempdir().unwrap();
+    let (count, source) = counter("served");
+    let (shutdown, driver) = ShutdownCoordinator::builder()
+        .state(store(dir.path()).source(source).interval(Duration::from_secs(60)))
+        .build()
+        .unwrap();
+    assert!(shutdown.load_state().unwrap().is_none());
+    let driver = tokio::spawn(driver.run());
+    let served = || on_disk(dir.path()).sections.get::<u64>("served").unwrap();
+
+    count.store(1, Ordering::Relaxed);
+    tokio::time::sleep(Duration::from_secs(59)).await;
+    assert_eq!(served(), Some(0));
+    tokio::time::sleep(Duration::from_secs(2)).await;
+    assert_eq!(served(), Some(1));
+
+    count.store(2, Ordering::Relaxed);
+    let request = shutdown.request_start().unwrap();
+    shutdown.initiate_shutdown(Reason::requested("a test"));
+    shutdown.until(Phase::Draining).await;
+    tokio::time::sleep(Duration::from_millis(1)).await;
+    assert_eq!((served(), on_disk(dir.path()).clean), (Some(2), false));
+    assert!(on_disk(dir.path()).shutdown_at.is_some());
+
+    count.store(3, Ordering::Relaxed);
+    drop(request);
+    assert_eq!(shutdown.finished().await.exit_code(), 0);
+    assert_eq!((served(), on_disk(dir.path()).clean), (Some(3), true));
+    assert!(matches!(shutdown.save_state(), Err(StateError::Closed)));
+    driver.await.unwrap();
+}
+
+#[test]
+fn a_save_before_the_store_was_opened_opens_it_first_and_loses_nothing() {
+    let dir = tempfile::tempdir().unwrap();
+    {
+        let store = store(dir.path());
+        store.update(|state| state.set("kept", &1)).unwrap().unwrap();
+        store.save().unwrap();
+    }
+    store(dir.path()).save().unwrap();
+    assert_eq!(on_disk(dir.path()).sections.get::<u64>("kept").unwrap(), Some(1));
+}
+
+#[test]
+fn without_a_store_the_coordinator_says_that_no_state_is_kept() {
+    let (shutdown, _driver) = shutdown_core::ShutdownCoordinator::builder().build().unwrap();
+    assert!(matches!(shutdown.save_state(), Err(StateError::NotConfigured)));
+    assert!(matches!(shutdown.load_state(), Err(StateError::NotConfigured)));
+    assert!(matches!(shutdown.update_state(|_| ()), Err(StateError::NotConfigured)));
+}

@@ -89,3 +89,39 @@ fn every_example_says_a_bad_budget_in_one_sentence_and_exits_with_2() {
         assert!(process.stderr().contains("impossible"), "{}", process.stderr());
     }
 }
+
+#[test]
+fn sql_state_counts_over_a_stop_and_a_kill_and_tells_a_second_process_to_leave() {
+    let dir = tempfile::tempdir().expect("a temporary directory");
+    let start = || {
+        let mut command = Command::new(binary("sql-state"));
+        Process::start(command.current_dir(dir.path()))
+    };
+    let restored = |process: &Process| -> u64 {
+        let line = process.stdout_line(|line| line.contains("jobs done until"));
+        line.split(' ').next().and_then(|jobs| jobs.parse().ok()).expect("a number")
+    };
+    let mut first = start();
+    first.stdout_line(|line| line == "working");
+    let mut second = start();
+    assert_eq!(second.exit_code(PATIENCE), 1);
+    assert!(second.stderr().contains("in use by another process"), "{}", second.stderr());
+    first.signal(Signal::TERM);
+    assert_eq!(first.exit_code(PATIENCE), 0, "{}", first.stderr());
+    let done: u64 = first
+        .stdout()
+        .lines()
+        .find_map(|line| line.strip_suffix(" jobs done, none lost")?.parse().ok())
+        .expect("it says how many");
+
+    let mut killed = start();
+    assert_eq!(restored(&killed), done, "the last save was after the last job");
+    killed.stdout_line(|line| line == "working");
+    killed.signal(Signal::KILL);
+    killed.ended(PATIENCE);
+
+    let mut last = start();
+    assert!(restored(&last) >= done);
+    last.signal(Signal::TERM);
+    assert_eq!(last.exit_code(PATIENCE), 0, "{}", last.stderr());
+}

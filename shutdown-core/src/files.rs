@@ -78,7 +78,7 @@ pub(crate) fn sweep(dir: &Path, files: &[&str]) -> io::Result<usize> {
 }
 
 /// Flushes the directory that holds `path`: without it a rename may be lost in a power cut.
-fn sync_dir(path: &Path) -> io::Result<()> {
+pub(crate) fn sync_dir(path: &Path) -> io::Result<()> {
     File::open(directory(path))?.sync_all()
 }
 

@@ -23,7 +23,7 @@ use rustix::fs::{FlockOperation, OFlags, flock};
 use super::backend::{Generation, StateBackend};
 use super::error::StateError;
 use super::legacy;
-use crate::files::{replace_keeping, sweep};
+use crate::files::{replace_keeping, sweep, sync_dir};
 
 const CURRENT: &str = "state.json";
 const PREVIOUS: &str = "state.json.1";
@@ -62,8 +62,12 @@ impl Directory {
         {
             return Ok(());
         }
-        let failed = |source| StateError::Io { path: self.dir.clone(), doing: "used", source };
-        DirBuilder::new().recursive(true).mode(0o700).create(&self.dir).map_err(failed)?;
+        if !self.dir.is_dir() {
+            let failed = |source| StateError::Io { path: self.dir.clone(), doing: "used", source };
+            DirBuilder::new().recursive(true).mode(0o700).create(&self.dir).map_err(failed)?;
+            // Else a power cut may take the whole directory. Not every file system can.
+            let _ = sync_dir(&self.dir);
+        }
         *held = Some(lock(&path)?);
         Ok(())
     }

@@ -47,6 +47,8 @@
 //!
 //! Panics must unwind: under `panic = "abort"` guards and reports cannot work.
 
+#[cfg(feature = "breaker")]
+pub mod breaker;
 mod builder;
 mod config;
 mod connections;

@@ -1,8 +1,9 @@
-//! Model checks of the two hand-made primitives, and proof that the checks can fail.
+//! Model checks of the hand-made primitives, and proof that the checks can fail.
 //!
-//! Run with `RUSTFLAGS="--cfg shutdown_loom" cargo test -p shutdown-core --release --lib loom_tests`.
+//! Run with `RUSTFLAGS="--cfg shutdown_loom" cargo test -p shutdown-core --features breaker --release --lib loom_tests`.
 //!
-//! Every law is a model, a plain function of a [`Tracker`] or a [`Latch`]. A law's test runs it on the protocol as
+//! Every law is a model, a plain function of a [`Tracker`] or a [`Latch`]; those of the circuit breaker are in a file of
+//! their own. A law's test runs it on the protocol as
 //! it is; a mutant's test runs the same function on a protocol broken in one place, in a process of its own
 //! (loom's deadlock may end in an abort), and wants to see it fail with the law's own words.
 //!
@@ -10,6 +11,9 @@
 //! Relaxed (an admitted request reads nothing that closing wrote), and `BIAS` as 0 (`close` hands the shards'
 //! counts over in one addition, and a wrapped count is not mistaken for zero; it is kept so that `alive` can tell
 //! a count that was handed over from one that was not).
+
+#[cfg(feature = "breaker")]
+mod breaker;
 
 use std::future::Future;
 use std::pin::{Pin, pin};

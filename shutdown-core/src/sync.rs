@@ -14,6 +14,7 @@ pub(crate) use loom::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 /// loom's mutex with `parking_lot`'s signature: a poisoned model has failed already.
 #[cfg(shutdown_loom)]
+#[derive(Debug)]
 pub(crate) struct Mutex<T>(loom::sync::Mutex<T>);
 
 #[cfg(shutdown_loom)]

@@ -7,6 +7,7 @@ pub mod client;
 pub mod h2raw;
 pub mod process;
 pub mod rig;
+pub mod saved;
 pub mod states;
 
 use std::time::Duration;

@@ -127,6 +127,16 @@ impl Process {
         process
     }
 
+    /// Writes a line to its stdin.
+    ///
+    /// # Panics
+    ///
+    /// If that is closed.
+    pub fn say(&self, line: &str) {
+        let mut stdin = self.stdin.as_ref().expect("started with a stdin");
+        writeln!(stdin, "{line}").expect("it reads");
+    }
+
     /// Ends its stdin.
     pub fn close_stdin(&mut self) {
         self.stdin = None;

@@ -5,7 +5,7 @@
 //! | `GET /livez` | 200 to the end |
 //! | `GET /readyz` | 200, and 503 from the lame duck on |
 //! | `GET /status` | JSON: phase, counts, oldest request in flight, stages, and what the program adds |
-//! | `GET /metrics` | the same for Prometheus |
+//! | `GET /metrics` | the same for Prometheus, and what the program adds |
 //! | `GET /last-shutdown` | the report of the previous run, 404 if there is none |
 //! | `POST /terminate?mode=graceful\|fast\|immediate&if_idle=true&dry_run=true` | the report, flushed before the exit |
 //!
@@ -14,6 +14,7 @@
 //!
 //! Its requests and connections are never counted.
 
+mod family;
 mod metrics;
 mod serve;
 
@@ -39,8 +40,13 @@ use shutdown_core::{ShutdownCoordinator, Urgency};
 use subtle::ConstantTimeEq;
 use tower::Service;
 
+pub use family::Family;
+
 /// A value that the program adds to `/status`, made when asked for.
 type Extra = Box<dyn Fn() -> Value + Send + Sync>;
+
+/// Metrics that the program adds to `/metrics`, made when asked for.
+type Families = Box<dyn Fn() -> Vec<Family> + Send + Sync>;
 
 /// How much of a request's body is read, to be able to answer whoever sends one.
 const BODY_LIMIT: usize = 64 * 1024;
@@ -53,6 +59,7 @@ pub struct Admin {
     token: Option<String>,
     last_shutdown: Option<PathBuf>,
     extra: BTreeMap<&'static str, Extra>,
+    families: Vec<Families>,
 }
 
 impl fmt::Debug for Admin {
@@ -65,7 +72,7 @@ impl fmt::Debug for Admin {
 impl Admin {
     /// The routes, without a token and without a last report.
     pub fn new(shutdown: ShutdownCoordinator) -> Self {
-        Self { shutdown, token: None, last_shutdown: None, extra: BTreeMap::new() }
+        Self { shutdown, token: None, last_shutdown: None, extra: BTreeMap::new(), families: Vec::new() }
     }
 
     /// Requires `Authorization: Bearer <token>` for `/terminate`. Required by good sense off loopback.
@@ -88,6 +95,18 @@ impl Admin {
     #[must_use]
     pub fn extra(mut self, name: &'static str, value: impl Fn() -> Value + Send + Sync + 'static) -> Self {
         self.extra.insert(name, Box::new(value));
+        self
+    }
+
+    /// Adds metric families to `/metrics`.
+    ///
+    /// Families of one name are shown as one, and a series once: the first counts. A name that is taken by the routes'
+    /// own metrics, or that Prometheus could not read, is not shown.
+    ///
+    /// `families` runs on the coordinator's own thread, beside the driver: it must not block.
+    #[must_use]
+    pub fn metrics(mut self, families: impl Fn() -> Vec<Family> + Send + Sync + 'static) -> Self {
+        self.families.push(Box::new(families));
         self
     }
 
@@ -121,7 +140,7 @@ impl Admin {
             }
             "/readyz" => text(StatusCode::OK, "ok"),
             "/status" => json_answer(StatusCode::OK, &self.status()),
-            "/metrics" => self.metrics().await,
+            "/metrics" => self.page().await,
             "/last-shutdown" => match self.last_report().await {
                 Some(report) => with_type(StatusCode::OK, "application/json", report),
                 None => text(StatusCode::NOT_FOUND, "no earlier shutdown is known"),
@@ -144,9 +163,10 @@ impl Admin {
         tokio::task::spawn_blocking(move || std::fs::read(path).ok()).await.ok()?
     }
 
-    async fn metrics(&self) -> Response<Full<Bytes>> {
+    async fn page(&self) -> Response<Full<Bytes>> {
         let last = self.last_report().await.and_then(|bytes| serde_json::from_slice(&bytes).ok());
-        let page = metrics::render(&self.shutdown.snapshot(), last.as_ref());
+        let added = self.families.iter().flat_map(|families| families()).collect();
+        let page = metrics::render(&self.shutdown.snapshot(), last.as_ref(), added);
         with_type(StatusCode::OK, "text/plain; version=0.0.4; charset=utf-8", page)
     }
 

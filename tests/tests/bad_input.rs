@@ -65,6 +65,10 @@ fn a_configuration_that_cannot_be_used_is_exit_2_and_names_the_thing_and_the_fix
         (&["--config", "missing.toml"], none, &["missing.toml"]),
         (&["--admin", "0.0.0.0:0"], none, &["--admin", "--admin-token-file"]),
         (&["--listen", "nowhere"], none, &["nowhere"]),
+        (&["--breaker", "percent=0"], none, &["--breaker", "percent=0", "1 to 100"]),
+        (&["--breaker", "volume=many"], none, &["--breaker", "\"many\"", "volume=20"]),
+        (&[], &[("EDGE_PROXY_BREAKER", "sleep=1h")], &["EDGE_PROXY_BREAKER", "\"1h\"", "30s"]),
+        (&["--when-all-open", "open"], none, &["--when-all-open", "refuse or try"]),
         (&["--admin-token-file", "missing.token"], none, &["missing.token"]),
     ];
     for (args, env, wanted) in cases {
@@ -133,7 +137,14 @@ fn check_prints_the_plan_and_its_arithmetic_and_writes_nothing() {
     let mut process = Process::start(&mut command);
     assert_eq!(process.exit_code(PATIENCE), 0);
     let plan = process.stdout();
-    for part in ["drain", "19200ms", "total 20s", "sum of budgets"] {
+    for part in [
+        "drain",
+        "19200ms",
+        "total 20s",
+        "sum of budgets",
+        "percent=50,volume=20,sleep=5s,probes=3,window=10s",
+        "refuse",
+    ] {
         assert!(plan.contains(part), "{part:?} is not in:\n{plan}");
     }
     assert!(listing(dir.path()).is_empty());

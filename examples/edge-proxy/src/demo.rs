@@ -8,6 +8,7 @@
 //! | `/bytes?n=8388608` | that many bytes in one piece: 0, 1, …, 250, 0, 1, … |
 //! | `/sse` | an event every 200 ms, for ever |
 //! | `/ws` | a WebSocket that echoes |
+//! | `/status?code=503` | with that status, 200 to 599 |
 //! | `/never` | none |
 //! | `POST /echo` | the body |
 //!
@@ -52,6 +53,7 @@ fn routes(name: &'static str) -> Router {
         .route("/bytes", get(bytes))
         .route("/sse", get(sse))
         .route("/ws", any(|upgrade: WebSocketUpgrade| async { upgrade.on_upgrade(echo) }))
+        .route("/status", any(status))
         .route("/never", any(std::future::pending::<()>))
         .route("/echo", post(|body: Bytes| async { body }).layer(DefaultBodyLimit::disable()))
         .with_state(name)
@@ -90,6 +92,15 @@ async fn bytes(parameters: Parameters) -> Response {
             (0..=250_u8).cycle().take(wanted).collect::<Vec<_>>().into_response()
         }
         _ => (StatusCode::BAD_REQUEST, format!("n is at most {MOST_BYTES}\n")).into_response(),
+    }
+}
+
+async fn status(parameters: Parameters) -> (StatusCode, String) {
+    let wanted = parameter(&parameters, "code", 503);
+    let code = u16::try_from(wanted).ok().filter(|code| (200..600).contains(code));
+    match code.and_then(|code| StatusCode::from_u16(code).ok()) {
+        Some(code) => (code, format!("{code}\n")),
+        None => (StatusCode::BAD_REQUEST, "code is 200 to 599\n".to_owned()),
     }
 }
 

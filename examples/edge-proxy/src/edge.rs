@@ -1,15 +1,20 @@
-//! The proxy itself: passes requests on, and around upstreams that cannot be reached.
+//! The proxy itself: passes requests on, around upstreams that do not answer.
+//!
+//! A breaker is told at the head of the answer: a stream that goes on for hours holds no probe's place. Until then the
+//! permit lives in the request's context and goes with it, so a client that leaves gives it back.
 
 use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
-use pingora_core::protocols::Digest;
 use pingora_core::upstreams::peer::HttpPeer;
-use pingora_core::{Error, ErrorType, Result};
+use pingora_core::{Error, ErrorSource, ErrorType, Result};
+use pingora_http::ResponseHeader;
 use pingora_proxy::{ProxyHttp, Session};
+use shutdown_core::breaker::{Call, OwnedPermit};
+use tokio::time::Instant;
 
-use crate::upstreams::{Tried, Upstreams};
+use crate::upstreams::{Picked, Tried, Upstreams};
 
 /// How long an upstream has to accept a connection.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
@@ -30,7 +35,19 @@ impl Edge {
 #[derive(Debug, Default)]
 pub(crate) struct Way {
     tried: Tried,
+    /// Where it goes next, if that is decided already.
+    next: Option<usize>,
     chosen: usize,
+    /// Until the breaker is told how it ended.
+    permit: Option<OwnedPermit>,
+}
+
+impl Way {
+    fn record(&mut self, call: Call) {
+        if let Some(permit) = self.permit.take() {
+            permit.record(call, Instant::now());
+        }
+    }
 }
 
 #[async_trait]
@@ -41,19 +58,43 @@ impl ProxyHttp for Edge {
         Way::default()
     }
 
+    /// The last hook that may answer by itself.
+    async fn proxy_upstream_filter(&self, session: &mut Session, way: &mut Way) -> Result<bool> {
+        match self.upstreams.pick(way.tried, Instant::now()) {
+            Picked::To(index, permit) => (way.next, way.permit) = (Some(index), permit),
+            Picked::AllOpen(after) => {
+                refuse(session, after).await?;
+                return Ok(false);
+            }
+            // Said by `upstream_peer`, which finds the same.
+            Picked::NoneLeft => {}
+        }
+        Ok(true)
+    }
+
     async fn upstream_peer(&self, _: &mut Session, way: &mut Way) -> Result<Box<HttpPeer>> {
         let upstreams = &self.upstreams;
-        while let Some(chosen) = upstreams.pick(way.tried, upstreams.now()) {
-            way.chosen = chosen;
-            match upstreams.get(chosen).addr().await {
+        loop {
+            way.chosen = match way.next.take() {
+                Some(chosen) => chosen,
+                None => match upstreams.pick(way.tried, Instant::now()) {
+                    Picked::To(index, permit) => {
+                        way.permit = permit;
+                        index
+                    }
+                    Picked::AllOpen(_) | Picked::NoneLeft => break,
+                },
+            };
+            match upstreams.get(way.chosen).addr().await {
                 Ok(addr) => {
                     let mut peer = HttpPeer::new(addr, false, String::new());
                     peer.options.connection_timeout = Some(CONNECT_TIMEOUT);
                     return Ok(Box::new(peer));
                 }
                 Err(error) => {
-                    tracing::warn!(upstream = %upstreams.get(chosen), %error, "upstream cannot be resolved");
-                    upstreams.failed(chosen, &mut way.tried, upstreams.now());
+                    tracing::warn!(upstream = %upstreams.get(way.chosen), %error, "upstream cannot be resolved");
+                    way.record(Call::ConnectFailed);
+                    upstreams.failed(way.chosen, &mut way.tried);
                 }
             }
         }
@@ -70,26 +111,54 @@ impl ProxyHttp for Edge {
         mut error: Box<Error>,
     ) -> Box<Error> {
         let upstreams = &self.upstreams;
-        let retry = upstreams.failed(way.chosen, &mut way.tried, upstreams.now());
+        way.record(match error.etype() {
+            ErrorType::ConnectTimedout => Call::TimedOut,
+            // We have no socket, which says nothing about anybody else.
+            ErrorType::SocketError | ErrorType::BindError | ErrorType::InternalError => Call::Abandoned,
+            _ => Call::ConnectFailed,
+        });
+        let retry = upstreams.failed(way.chosen, &mut way.tried);
         tracing::warn!(upstream = %upstreams.get(way.chosen), %error, retry, "upstream cannot be reached");
         error.set_retry(retry);
         error
     }
 
-    async fn connected_to_upstream(
+    async fn upstream_response_filter(
         &self,
         _: &mut Session,
-        reused: bool,
-        _: &HttpPeer,
-        _: std::os::fd::RawFd,
-        _: Option<&Digest>,
+        answer: &mut ResponseHeader,
         way: &mut Way,
     ) -> Result<()> {
-        // A pooled connection says nothing about whether new ones are accepted.
-        if !reused {
-            self.upstreams.reached(way.chosen);
+        // 103 and its like come before the answer; 101 is one.
+        if !answer.status.is_informational() || answer.status == 101 {
+            way.record(Call::Status(answer.status.as_u16()));
         }
         Ok(())
+    }
+
+    /// Pingora's own policy of retries, and the breaker is told.
+    fn error_while_proxy(
+        &self,
+        peer: &HttpPeer,
+        session: &mut Session,
+        error: Box<Error>,
+        way: &mut Way,
+        reused: bool,
+    ) -> Box<Error> {
+        let mut error = error.more_context(format!("Peer: {peer}"));
+        if !session.req_header().method.is_idempotent() || session.as_ref().retry_buffer_truncated() {
+            error.set_retry(false);
+        } else {
+            error.retry.decide_reuse(reused);
+        }
+        way.record(match (error.esource(), error.etype()) {
+            // A pooled connection that turned out to be closed; it goes on with another one.
+            _ if error.retry() => Call::Abandoned,
+            (ErrorSource::Upstream, ErrorType::ReadTimedout | ErrorType::WriteTimedout) => Call::TimedOut,
+            (ErrorSource::Upstream, _) => Call::Broken,
+            _ => Call::Abandoned,
+        });
+        error
     }
 
     /// Said by `fail_to_connect` already.
@@ -101,5 +170,38 @@ impl ProxyHttp for Edge {
         _: pingora_proxy::ProxyWarnLogContext,
     ) -> bool {
         error.retry()
+    }
+}
+
+/// 503 and when to come back. The client's connection stays as it is.
+async fn refuse(session: &mut Session, after: Duration) -> Result<()> {
+    let mut answer = ResponseHeader::build(503, Some(2))?;
+    answer.insert_header("Retry-After", retry_after(after))?;
+    answer.insert_header("Content-Length", 0)?;
+    session.write_response_header(Box::new(answer), true).await?;
+    if !session.is_body_done() {
+        // Closing a socket with unread bytes resets it, and a reset can overtake the answer: RFC 9112, section 9.6.
+        let _ = tokio::time::timeout(UNREAD_BODY, session.drain_request_body()).await;
+    }
+    Ok(())
+}
+
+/// How long a refused client may take to send the body that nobody wants.
+const UNREAD_BODY: Duration = Duration::from_millis(500);
+
+/// Whole seconds, rounded up; 0 would mean at once.
+fn retry_after(after: Duration) -> u64 {
+    (after.as_secs() + u64::from(after.subsec_nanos() > 0)).max(1)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn retry_after_is_whole_seconds_rounded_up_and_never_at_once() {
+        for (ms, seconds) in [(0, 1), (1, 1), (1_000, 1), (1_001, 2), (4_999, 5), (5_000, 5)] {
+            assert_eq!(retry_after(Duration::from_millis(ms)), seconds, "{ms}");
+        }
     }
 }

@@ -29,6 +29,15 @@ pub(crate) struct Flags {
     /// Where requests go, as http://host:port; repeat it for several [default: a built-in demo]
     #[arg(long, value_name = "URL")]
     pub(crate) upstream: Vec<String>,
+    /// When an upstream is left alone, as percent=50,volume=20,sleep=5s,probes=3,window=10s, or some of it; or off:
+    /// when half of at least 20 requests of the last 10 s have failed, for 5 s; then 3 at a time ask whether it is well
+    /// again. A failure is no connection, no answer, or a 5xx [default: as written here]
+    #[arg(long, value_name = "SPEC")]
+    pub(crate) breaker: Option<String>,
+    /// What becomes of a request when every upstream is left alone: refuse (503 with Retry-After); try (the next one in
+    /// turn) [default: refuse]
+    #[arg(long, value_name = "POLICY")]
+    pub(crate) when_all_open: Option<String>,
     /// Where state and reports are kept; made if missing [default: ./edge-proxy-data]
     #[arg(long, value_name = "DIR")]
     pub(crate) data_dir: Option<String>,
@@ -61,6 +70,8 @@ impl Flags {
             "config" => &self.config,
             "listen" => &self.listen,
             "admin" => &self.admin,
+            "breaker" => &self.breaker,
+            "when-all-open" => &self.when_all_open,
             "data-dir" => &self.data_dir,
             "state-interval" => &self.state_interval,
             "node-id" => &self.node_id,
@@ -77,7 +88,7 @@ impl Flags {
 #[derive(Debug)]
 pub(crate) enum Asked {
     /// To run, or to check.
-    Flags(Flags),
+    Flags(Box<Flags>),
     /// To print this and exit.
     Text(String),
 }
@@ -89,7 +100,7 @@ pub(crate) enum Asked {
 /// A flag that is unknown, given twice or without its value; in one sentence.
 pub(crate) fn parse(args: impl IntoIterator<Item = OsString>) -> Result<Asked, Failure> {
     let error = match Flags::try_parse_from(args) {
-        Ok(flags) => return Ok(Asked::Flags(flags)),
+        Ok(flags) => return Ok(Asked::Flags(Box::new(flags))),
         Err(error) => error,
     };
     let text = error.render().to_string();

@@ -6,6 +6,7 @@
 //! Exit codes: 0 clean; 1 could not start; 2 bad usage or configuration; 10 a stage failed or ran out of time;
 //! 11 something was cut at a deadline; 128+n forced by signal n, or signal n before the proxy had started.
 
+mod breakers;
 mod demo;
 mod edge;
 mod flags;
@@ -19,6 +20,7 @@ use std::process::ExitCode;
 use std::sync::Arc;
 
 use pingora_core::server::configuration::ServerConf;
+use shutdown_core::breaker::Breakers;
 use shutdown_core::state::{StateError, StateStore};
 use shutdown_core::{
     Builder, InstallError, Plan, Reason, ReportFiles, ShutdownCoordinator, Signals, net, sentence,
@@ -26,6 +28,7 @@ use shutdown_core::{
 use shutdown_pingora::Proxy;
 use shutdown_tower::admin::Admin;
 use tokio::runtime::Runtime;
+use tokio::time::Instant;
 
 use crate::edge::Edge;
 use crate::flags::{Asked, Flags};
@@ -68,7 +71,7 @@ fn run(signals: Signals) -> Result<ExitCode, Failure> {
     };
     let check = flags.check;
     let settings = settings(&flags)?;
-    let plan = coordinator(&settings, settings.listen.port())
+    let plan = coordinator(&settings, settings.listen.port(), None)
         .plan()
         .map_err(|error| Failure::Usage(error.to_string()))?;
     if check {
@@ -82,19 +85,19 @@ fn run(signals: Signals) -> Result<ExitCode, Failure> {
     let node_id = settings.node_id(at.port());
     let runtime = Runtime::new().map_err(|error| Failure::start("no runtime", error))?;
 
-    let shutdown = coordinator(&settings, at.port())
+    let breakers = settings.breaker.map(|config| Arc::new(Breakers::new(config, Instant::now())));
+    let shutdown = coordinator(&settings, at.port(), breakers.as_ref())
         .signals(signals)
         .runtime(runtime.handle().clone())
         .install()
         .map_err(not_installed)?;
 
-    let upstreams = Arc::new(match settings.upstreams.clone() {
-        given if !given.is_empty() => Upstreams::new(given),
-        _ => {
-            Upstreams::new(runtime.block_on(demo::start()).map_err(|error| Failure::start("no demo", error))?)
-        }
-    });
-    serve_admin(admin, &settings, shutdown, &upstreams, &node_id)?;
+    let all = match settings.upstreams.clone() {
+        given if !given.is_empty() => given,
+        _ => runtime.block_on(demo::start()).map_err(|error| Failure::start("no demo", error))?,
+    };
+    let upstreams = Arc::new(Upstreams::new(all, breakers.as_deref(), settings.when_all_open));
+    serve_admin(admin, &settings, shutdown, &upstreams, breakers.as_ref(), &node_id)?;
     serve_traffic(&runtime, traffic, shutdown, Arc::clone(&upstreams));
 
     print(&what_to_try(shutdown, &settings, at, admin_at, &node_id, &upstreams));
@@ -110,10 +113,13 @@ fn settings(flags: &Flags) -> Result<Settings, Failure> {
 }
 
 /// What a shutdown of this program does, before it is installed.
-fn coordinator(settings: &Settings, port: u16) -> Builder {
-    let state = StateStore::in_dir(&settings.data_dir)
+fn coordinator(settings: &Settings, port: u16, breakers: Option<&Arc<Breakers>>) -> Builder {
+    let mut state = StateStore::in_dir(&settings.data_dir)
         .node_id(settings.node_id(port))
         .interval(settings.state_interval);
+    if let Some(breakers) = breakers {
+        state = state.source(breakers::source(Arc::clone(breakers), &settings.upstreams));
+    }
     ShutdownCoordinator::builder()
         .program("edge-proxy")
         .config(settings.budgets.clone())
@@ -151,11 +157,15 @@ fn serve_admin(
     settings: &Settings,
     shutdown: ShutdownCoordinator,
     upstreams: &Arc<Upstreams>,
+    breakers: Option<&Arc<Breakers>>,
     node_id: &str,
 ) -> Result<(), Failure> {
     let shown = Arc::clone(upstreams);
     let (node_id, cluster) = (node_id.to_owned(), settings.cluster.clone());
+    let (seen, measured) = (breakers.cloned(), breakers.cloned());
     Admin::new(shutdown)
+        .extra("breakers", move || breakers::shown(seen.as_deref()))
+        .metrics(move || measured.as_deref().map(breakers::families).unwrap_or_default())
         .token(settings.admin_token.clone())
         .last_shutdown(ReportFiles::new(&settings.data_dir).last())
         .extra("node_id", move || node_id.clone().into())

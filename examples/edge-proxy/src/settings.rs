@@ -13,17 +13,20 @@ use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use shutdown_core::breaker;
 use shutdown_core::{LameDuckPolicy, ShutdownConfig, display_duration, parse_duration};
 
 use crate::flags::Flags;
-use crate::upstreams::{MOST, Upstream};
+use crate::upstreams::{MOST, Upstream, WhenAllOpen};
 
 /// The flags that take a value.
-pub(crate) const FLAGS: [&str; 10] = [
+pub(crate) const FLAGS: [&str; 12] = [
     "config",
     "listen",
     "admin",
     "upstream",
+    "breaker",
+    "when-all-open",
     "data-dir",
     "state-interval",
     "node-id",
@@ -39,6 +42,9 @@ pub(crate) struct Settings {
     pub(crate) admin: SocketAddr,
     /// Empty: the built-in demo.
     pub(crate) upstreams: Vec<Upstream>,
+    /// `None`: off.
+    pub(crate) breaker: Option<breaker::Config>,
+    pub(crate) when_all_open: WhenAllOpen,
     pub(crate) data_dir: PathBuf,
     /// Zero: not by the clock.
     pub(crate) state_interval: Duration,
@@ -81,6 +87,8 @@ impl Settings {
             listen,
             admin,
             upstreams: sources.upstreams()?,
+            breaker: sources.breaker()?,
+            when_all_open: sources.when_all_open()?,
             data_dir: sources.name("data-dir")?.unwrap_or_else(|| "./edge-proxy-data".to_owned()).into(),
             state_interval: sources.duration("state-interval", shutdown_core::state::INTERVAL)?,
             node_id: sources.name("node-id")?,
@@ -105,6 +113,11 @@ impl fmt::Display for Settings {
             [] => line("upstream", &"built-in demo")?,
             given => given.iter().try_for_each(|upstream| line("upstream", upstream))?,
         }
+        match &self.breaker {
+            None => line("breaker", &"off")?,
+            Some(config) => line("breaker", config)?,
+        }
+        line("when-all-open", &self.when_all_open)?;
         line("data-dir", &self.data_dir.display())?;
         line("state-interval", &display_duration(self.state_interval))?;
         line("node-id", &self.node_id(self.listen.port()))?;
@@ -207,6 +220,19 @@ impl Sources<'_> {
         all.iter()
             .map(|value| Upstream::parse(&value.text).map_err(|error| format!("{error} ({})", value.from)))
             .collect()
+    }
+
+    fn breaker(&self) -> Result<Option<breaker::Config>, String> {
+        match self.one("breaker")? {
+            None => Ok(Some(breaker::Config::default())),
+            Some(value) if value.text.trim() == "off" => Ok(None),
+            Some(value) => value.text.parse().map(Some).map_err(|error| format!("{value}: {error}")),
+        }
+    }
+
+    fn when_all_open(&self) -> Result<WhenAllOpen, String> {
+        let Some(policy) = self.one("when-all-open")? else { return Ok(WhenAllOpen::default()) };
+        WhenAllOpen::parse(&policy.text).ok_or_else(|| format!("{policy} is no policy: write refuse or try"))
     }
 
     fn budgets(&self) -> Result<ShutdownConfig, String> {
@@ -438,12 +464,34 @@ mod tests {
             ),
             (load(none(), &[], "", "upstream = 'a:1'"), "has no scheme: write http://a:1"),
             (load(none(), &[], "", "cluster = ' '"), "cluster is empty"),
+            (
+                load(none(), &[], "", "breaker = 'percent=0'"),
+                "edge.toml: breaker \"percent=0\": percent=0 is",
+            ),
+            (
+                load(none(), &[("EDGE_PROXY_BREAKER", "on")], "", ""),
+                "EDGE_PROXY_BREAKER \"on\": \"on\" is no part",
+            ),
+            (load(none(), &[], "", "when-all-open = 'open'"), "when_all_open \"open\" is no policy"),
         ];
         for (settings, expected) in cases {
             let error = settings.map(|settings| settings.to_string()).unwrap_err();
             assert!(error.contains(expected), "{expected} is not in: {error}");
             assert_eq!(error.lines().count(), 1, "{error}");
         }
+    }
+
+    #[test]
+    fn a_breaker_is_off_or_what_is_given_and_the_defaults_for_the_rest() {
+        let breaker = |text: &str| {
+            let flags = Flags { breaker: Some(text.to_owned()), ..Flags::default() };
+            let shown = load(flags, &[], "", "").unwrap().to_string();
+            let line = shown.lines().find(|line| line.starts_with("breaker ")).unwrap();
+            line.split_whitespace().nth(1).unwrap().to_owned()
+        };
+        assert_eq!(breaker("off"), "off");
+        assert_eq!(breaker(""), "percent=50,volume=20,sleep=5s,probes=3,window=10s");
+        assert_eq!(breaker("volume=5, sleep=500ms"), "percent=50,volume=5,sleep=500ms,probes=3,window=10s");
     }
 
     #[test]

@@ -3,13 +3,16 @@
 //! A dying process is rarely scraped, so the previous run's report is exported by the next one as
 //! `last_shutdown_*`.
 
+use std::collections::BTreeSet;
 use std::fmt::Write;
 
 use shutdown_core::{Phase, ShutdownReport, Snapshot};
 
-/// The page.
-pub(super) fn render(snapshot: &Snapshot, last: Option<&ShutdownReport>) -> String {
-    let mut page = Page(String::new());
+use super::family::Family;
+
+/// The page: what the coordinator knows, then what the program has added.
+pub(super) fn render(snapshot: &Snapshot, last: Option<&ShutdownReport>, added: Vec<Family>) -> String {
+    let mut page = Page::default();
     page.family("shutdown_state", "gauge", "1 for the phase the service is in, else 0.");
     for phase in Phase::ALL {
         let value = if phase == snapshot.phase { 1.0 } else { 0.0 };
@@ -121,27 +124,97 @@ pub(super) fn render(snapshot: &Snapshot, last: Option<&ShutdownReport>) -> Stri
             page.sample(name, &[], value);
         }
     }
-    page.0
+    add(&mut page, added);
+    page.text
 }
 
-struct Page(String);
+/// Each family in one piece and each series once: Prometheus refuses a page that has one twice.
+fn add(page: &mut Page, added: Vec<Family>) {
+    let mut families: Vec<Family> = Vec::new();
+    for family in added {
+        match families.iter_mut().find(|known| known.name == family.name) {
+            Some(known) => known.samples.extend(family.samples),
+            None if page.families.contains(family.name) || !is_name(family.name) => {}
+            None => families.push(family),
+        }
+    }
+    for Family { name, kind, help, samples } in families {
+        page.family(name, kind, help);
+        let mut seen = BTreeSet::new();
+        for sample in &samples {
+            if seen.insert(&sample.labels) {
+                let labels: Vec<_> = sample.labels.iter().map(|(key, text)| (*key, &**text)).collect();
+                page.sample(name, &labels, sample.value);
+            }
+        }
+    }
+}
+
+/// Whether Prometheus can read it as the name of a metric.
+fn is_name(name: &str) -> bool {
+    let in_names = |c: char| c.is_ascii_alphanumeric() || matches!(c, '_' | ':');
+    !name.is_empty() && name.chars().all(in_names) && !name.starts_with(|c: char| c.is_ascii_digit())
+}
+
+#[derive(Default)]
+struct Page {
+    text: String,
+    families: BTreeSet<String>,
+}
 
 impl Page {
     fn family(&mut self, name: &str, kind: &str, help: &str) {
+        self.families.insert(name.to_owned());
+        let help = help.replace('\\', r"\\").replace('\n', r"\n");
         // Writing to a String cannot fail.
-        let _ = writeln!(self.0, "# HELP {name} {help}\n# TYPE {name} {kind}");
+        let _ = writeln!(self.text, "# HELP {name} {help}\n# TYPE {name} {kind}");
     }
 
     fn sample(&mut self, name: &str, labels: &[(&str, &str)], value: f64) {
-        self.0.push_str(name);
+        self.text.push_str(name);
         for (index, (key, text)) in labels.iter().enumerate() {
             let open = if index == 0 { '{' } else { ',' };
             let text = text.replace('\\', r"\\").replace('"', "\\\"").replace('\n', r"\n");
-            let _ = write!(self.0, "{open}{key}=\"{text}\"");
+            let _ = write!(self.text, "{open}{key}=\"{text}\"");
         }
         if !labels.is_empty() {
-            self.0.push('}');
+            self.text.push('}');
         }
-        let _ = writeln!(self.0, " {value}");
+        let _ = writeln!(self.text, " {value}");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn added(families: Vec<Family>) -> String {
+        let mut page = Page::default();
+        page.family("shutdown_state", "gauge", "Ours.");
+        page.text.clear();
+        add(&mut page, families);
+        page.text
+    }
+
+    #[test]
+    fn families_of_one_name_are_one_and_a_series_is_there_once() {
+        let page = added(vec![
+            Family::counter("jobs_total", "Jobs.").sample(&[("b", "2"), ("a", "1")], 1.0),
+            Family::gauge("depth", "Two\nlines.").sample(&[], 0.5),
+            Family::counter("jobs_total", "Jobs again.")
+                .sample(&[("a", "1"), ("b", "2")], 7.0)
+                .sample(&[("a", "say \"\\\"\n")], 2.0),
+        ]);
+        let expected = "# HELP jobs_total Jobs.\n# TYPE jobs_total counter\njobs_total{a=\"1\",b=\"2\"} 1\n\
+                        jobs_total{a=\"say \\\"\\\\\\\"\\n\"} 2\n\
+                        # HELP depth Two\\nlines.\n# TYPE depth gauge\ndepth 0.5\n";
+        assert_eq!(page, expected);
+    }
+
+    #[test]
+    fn a_name_that_is_taken_or_unreadable_is_not_shown() {
+        for name in ["shutdown_state", "", "9lives", "with space", "läuft", "a-b"] {
+            assert_eq!(added(vec![Family::gauge(name, "").sample(&[], 1.0)]), "", "{name:?}");
+        }
     }
 }

@@ -1,0 +1,68 @@
+//! The circuit breakers over restarts, and what the admin routes show of them.
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+
+use serde_json::{Value, json};
+use shutdown_core::breaker::{Breakers, Record, State};
+use shutdown_core::state::StateSource;
+use shutdown_tower::admin::Family;
+use tokio::time::Instant;
+
+use crate::upstreams::Upstream;
+
+/// Keeps them over restarts. What is known of upstreams that are not configured any more is forgotten, and so is what
+/// was known of the demo's, whose ports are new with every start.
+pub(crate) fn source(breakers: Arc<Breakers>, upstreams: &[Upstream]) -> StateSource {
+    let configured: BTreeSet<String> = upstreams.iter().map(ToString::to_string).collect();
+    let restored = Arc::clone(&breakers);
+    StateSource::new(
+        "breakers",
+        move || Ok(breakers.export(Instant::now())),
+        move |mut records: Vec<Record>, saved| {
+            for record in &mut records {
+                // As the legacy state names it: without a scheme.
+                let url = format!("http://{}", record.peer);
+                if configured.contains(&url) {
+                    record.peer = url;
+                }
+            }
+            records.retain(|record| configured.contains(&record.peer));
+            let not_closed = restored.import(&records, saved.age, Instant::now());
+            if not_closed > 0 {
+                tracing::info!(not_closed, age = ?saved.age, "circuit breakers restored");
+            }
+            Ok(())
+        },
+    )
+}
+
+/// For `/status`; nothing if they are off.
+pub(crate) fn shown(breakers: Option<&Breakers>) -> Value {
+    let now = Instant::now();
+    breakers.into_iter().flat_map(|breakers| breakers.snapshot(now)).map(|breaker| json!(breaker)).collect()
+}
+
+/// For `/metrics`. One that is removed is gone from all but the total.
+pub(crate) fn families(breakers: &Breakers) -> Vec<Family> {
+    let mut state = Family::gauge(
+        "shutdown_circuit_breaker_state",
+        "Where an upstream's circuit breaker stands: 0 closed, 1 open, 2 half-open.",
+    );
+    let mut changes = Family::counter(
+        "shutdown_circuit_breaker_state_changes_total",
+        "How often an upstream's circuit breaker has changed to a state.",
+    );
+    for breaker in breakers.snapshot(Instant::now()) {
+        let peer = &*breaker.peer;
+        state = state.sample(&[("peer", peer)], breaker.state.gauge().into());
+        for to in State::ALL {
+            let labels = [("peer", peer), ("state", to.as_str())];
+            changes = changes.sample(&labels, breaker.changes(to) as f64);
+        }
+    }
+    let opened =
+        Family::counter("shutdown_circuit_breaker_opened_total", "How often any circuit breaker has opened.")
+            .sample(&[], breakers.opened_total() as f64);
+    vec![state, opened, changes]
+}

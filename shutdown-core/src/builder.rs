@@ -100,9 +100,11 @@ impl Builder {
         self
     }
 
-    /// Keeps this state: `install` opens and restores it before it returns; it is saved at its interval, when a shutdown
-    /// begins, and in stage Persist, which closes it. Under [`build`](Self::build) call
-    /// [`load_state`](ShutdownCoordinator::load_state), and the runtime that polls the driver waits for the disk.
+    /// Keeps this state: `install` opens and restores it before it returns, and blocks on the disk for that; it is saved
+    /// at its interval, when a shutdown begins, and as the first thing in stage Persist, beside that stage's hooks and
+    /// tasks: what they still put into it would be refused. Under [`build`](Self::build) the driver opens it when it is
+    /// polled first, unless [`load_state`](ShutdownCoordinator::load_state) has, and the runtime that polls the driver
+    /// waits for the disk.
     #[cfg(all(unix, feature = "state"))]
     pub fn state(mut self, store: crate::state::StateStore) -> Self {
         self.state = Some(store);
@@ -209,7 +211,7 @@ impl Builder {
         #[cfg(all(unix, feature = "state"))]
         if let Some(store) = state {
             let task = boxed(move |_| async move { Ok(store.finish()?) });
-            stages.add(Stage::Persist, Unit { name: STATE.into(), when: When::During, task })?;
+            stages.add(Stage::Persist, Unit { name: STATE.into(), when: When::Beside, task })?;
         }
         for (stage, unit) in self.units {
             stages.add(stage, unit)?;

@@ -679,11 +679,11 @@ impl ShutdownCoordinator {
 /// The state that is kept over restarts.
 #[cfg(all(unix, feature = "state"))]
 impl ShutdownCoordinator {
-    /// Changes sections of the state in memory; the next save writes them.
+    /// Changes sections of the state in memory; the next save writes them. `change` must not use the state otherwise.
     ///
     /// # Errors
     ///
-    /// No state is kept, or its place cannot be used.
+    /// No state is kept, its place cannot be used, or stage Persist is saving it: what comes then would be lost.
     pub fn update_state<T>(
         &self,
         change: impl FnOnce(&mut crate::state::Sections) -> T,
@@ -691,7 +691,8 @@ impl ShutdownCoordinator {
         self.state_store()?.update(change)
     }
 
-    /// What the previous run left; `None` if there was nothing to be used. `install` has read it already; under
+    /// What the previous run left; `None` if there was nothing that could be used, of which
+    /// [`state_store`](Self::state_store) and its [`loaded`](crate::state::StateStore::loaded) know more. `install` has read it already; under
     /// [`build`](Builder::build) the first call does, and blocks on the disk.
     ///
     /// # Errors
@@ -727,7 +728,7 @@ impl Stages {
         let mut plan = self.plan.clone();
         let name = match unit.when {
             When::Before => Cow::Owned(format!("before {}", unit.name)),
-            When::During => unit.name.clone(),
+            When::Beside | When::During => unit.name.clone(),
             When::After => Cow::Owned(format!("after {}", unit.name)),
         };
         assert!(

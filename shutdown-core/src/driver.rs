@@ -50,7 +50,7 @@ impl Driver {
     ///
     /// Not cancel safe: dropped half-way, the rest of the shutdown does not happen.
     pub async fn run(mut self) -> Arc<ShutdownReport> {
-        let saving = save_now_and_then(self.core, self.executor.clone());
+        let saving = save_now_and_then(self.core, self.executor.clone(), self.log.clone());
         let stopping = async {
             let run = self.first_reason().await;
             tokio::select! {
@@ -141,21 +141,30 @@ async fn drain(run: &Run) {
     core.connections.awaited.drained().await;
 }
 
-/// Saves the state at its interval, each time on another thread, the shutdown's time included: a long drain may end in a
-/// kill. Never ends.
+/// Opens the state, if nobody has, and saves it at its interval, each time on another thread; during the drain, too,
+/// which may end in a kill. Then come the last save's stages. Never ends.
 #[cfg(all(unix, feature = "state"))]
-async fn save_now_and_then(core: &'static Core, executor: Executor) {
-    let Some((store, every)) = core.state.and_then(|store| Some((store, store.every()?))) else {
-        return std::future::pending().await;
+async fn save_now_and_then(core: &'static Core, executor: Executor, log: Log) {
+    let saving = async {
+        let Some(store) = core.state else { return };
+        executor.start_blocking("state", move || _ = store.open()).ended().await;
+        let Some(every) = store.every() else { return };
+        loop {
+            tokio::time::sleep(every).await;
+            let log = log.clone();
+            executor.start_blocking("state", move || run::checkpoint(store, false, &log)).ended().await;
+        }
     };
-    loop {
-        tokio::time::sleep(every).await;
-        executor.start_blocking("state", move || store.checkpoint(false)).ended().await;
+    let closing = crate::ShutdownCoordinator { core };
+    tokio::select! {
+        () = closing.until(Phase::Closing) => (),
+        () = saving => (),
     }
+    std::future::pending().await
 }
 
 #[cfg(not(all(unix, feature = "state")))]
-async fn save_now_and_then(_core: &'static Core, _executor: Executor) {
+async fn save_now_and_then(_core: &'static Core, _executor: Executor, _log: Log) {
     std::future::pending().await
 }
 

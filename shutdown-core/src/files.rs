@@ -24,8 +24,8 @@ pub fn replace(path: &Path, bytes: &[u8]) -> io::Result<()> {
     sync_dir(path)
 }
 
-/// As [`replace`], and what was at `path` is at `previous` afterwards. There is a file at `path` at every moment, if
-/// there was one.
+/// As [`replace`], and the file that was at `path` is at `previous` afterwards, if it can be kept at all. Where the file
+/// system has links there is a file at `path` at every moment.
 ///
 /// # Errors
 ///
@@ -35,33 +35,41 @@ pub(crate) fn replace_keeping(path: &Path, previous: &Path, bytes: &[u8]) -> io:
     let temporary = Temporary::create(path)?;
     (&temporary.file).write_all(bytes)?;
     temporary.file.sync_all()?;
-    keep(path, previous)?;
+    keep(path, previous);
     std::fs::rename(&temporary.path, path)?;
     temporary.keep();
     sync_dir(path)
 }
 
-/// Gives the file at `path` the name `previous` as well.
+/// Gives the file at `path` the name `previous` as well. What cannot be kept holds up no new one.
 #[cfg(all(unix, feature = "state"))]
-fn keep(path: &Path, previous: &Path) -> io::Result<()> {
-    // A rename replaces, a link does not: so first a link beside it.
-    let beside = Temporary::name(previous)?;
-    match std::fs::hard_link(path, &beside) {
-        Ok(()) => {}
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
-        // A file system without links: for a moment there is no file at `path`, and a reader takes `previous`.
-        Err(_) => return std::fs::rename(path, previous),
+fn keep(path: &Path, previous: &Path) {
+    if !path.symlink_metadata().is_ok_and(|metadata| metadata.is_file()) {
+        return;
     }
-    let renamed = std::fs::rename(&beside, previous);
-    // Two names of one file: such a rename does nothing, and the link would stay.
-    let _ = std::fs::remove_file(&beside);
-    renamed
+    // A rename replaces, a link does not: so first a link beside it.
+    let linked = Temporary::beside(previous, |beside| std::fs::hard_link(path, beside));
+    match linked {
+        Ok(((), beside)) => {
+            let _ = std::fs::rename(&beside, previous);
+            // Two names of one file: such a rename does nothing, and the link would stay.
+            let _ = std::fs::remove_file(&beside);
+        }
+        // A file system without links: for a moment there is no file at `path`, and a reader takes `previous`.
+        Err(_) => _ = std::fs::rename(path, previous),
+    }
 }
 
-/// Removes what [`replace`] of these files has left in `dir` when it was killed; how many. Nobody may be writing them.
+/// Whom a file belongs to that this process makes beside `path`.
 #[cfg(all(unix, feature = "state"))]
-pub(crate) fn sweep(dir: &Path, files: &[&str]) -> io::Result<usize> {
-    let mut swept = 0;
+pub(crate) fn owner_of_new(path: &Path) -> Option<u32> {
+    let probe = Temporary::create(path).ok()?;
+    Some(std::os::unix::fs::MetadataExt::uid(&probe.file.metadata().ok()?))
+}
+
+/// Removes what [`replace`] of these files has left in `dir` when it was killed. Nobody may be writing them.
+#[cfg(all(unix, feature = "state"))]
+pub(crate) fn sweep(dir: &Path, files: &[&str]) -> io::Result<()> {
     for entry in std::fs::read_dir(dir)? {
         let entry = entry?;
         let name = entry.file_name();
@@ -70,11 +78,11 @@ pub(crate) fn sweep(dir: &Path, files: &[&str]) -> io::Result<usize> {
             let (pid, number) = rest.strip_prefix('.')?.strip_suffix(".tmp")?.split_once('.')?;
             [pid, number].iter().all(|part| part.bytes().all(|byte| byte.is_ascii_digit())).then_some(())
         };
-        if files.iter().any(|file| ours(file).is_some()) && std::fs::remove_file(entry.path()).is_ok() {
-            swept += 1;
+        if files.iter().any(|file| ours(file).is_some()) {
+            let _ = std::fs::remove_file(entry.path());
         }
     }
-    Ok(swept)
+    Ok(())
 }
 
 /// Flushes the directory that holds `path`: without it a rename may be lost in a power cut.
@@ -97,28 +105,29 @@ struct Temporary {
 }
 
 impl Temporary {
-    /// A name beside `target` that this process has not given before.
-    fn name(target: &Path) -> io::Result<PathBuf> {
+    fn create(target: &Path) -> io::Result<Self> {
+        let mut options = OpenOptions::new();
+        options.write(true).create_new(true);
+        #[cfg(unix)]
+        std::os::unix::fs::OpenOptionsExt::mode(&mut options, 0o600);
+        let (file, path) = Self::beside(target, |path| options.open(path))?;
+        Ok(Self { path, file, keep: false })
+    }
+
+    /// Makes something under a name beside `target` that is free.
+    fn beside<T>(target: &Path, make: impl Fn(&Path) -> io::Result<T>) -> io::Result<(T, PathBuf)> {
         static NEXT: AtomicU64 = AtomicU64::new(0);
         let name = target.file_name().ok_or_else(|| {
             io::Error::new(io::ErrorKind::InvalidInput, format!("{} names no file", target.display()))
         })?;
-        let number = NEXT.fetch_add(1, Ordering::Relaxed);
-        let mut temporary = std::ffi::OsString::from(".");
-        temporary.push(name);
-        temporary.push(format!(".{}.{number}.tmp", std::process::id()));
-        Ok(directory(target).join(temporary))
-    }
-
-    fn create(target: &Path) -> io::Result<Self> {
         loop {
-            let path = Self::name(target)?;
-            let mut options = OpenOptions::new();
-            options.write(true).create_new(true);
-            #[cfg(unix)]
-            std::os::unix::fs::OpenOptionsExt::mode(&mut options, 0o600);
-            match options.open(&path) {
-                Ok(file) => return Ok(Self { path, file, keep: false }),
+            let number = NEXT.fetch_add(1, Ordering::Relaxed);
+            let mut temporary = std::ffi::OsString::from(".");
+            temporary.push(name);
+            temporary.push(format!(".{}.{number}.tmp", std::process::id()));
+            let path = directory(target).join(temporary);
+            match make(&path) {
+                Ok(made) => return Ok((made, path)),
                 // Left by a process of the same number that died: the next number is free.
                 Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
                 Err(error) => return Err(error),

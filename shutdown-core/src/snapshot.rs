@@ -74,6 +74,14 @@ pub struct StateStatus {
     pub last_error: Option<String>,
 }
 
+#[cfg(all(unix, feature = "state"))]
+impl StateStatus {
+    pub(crate) fn failed(&mut self, error: String) {
+        self.failures += 1;
+        self.last_error = Some(error);
+    }
+}
+
 /// Request counts.
 #[derive(Clone, Copy, Debug, Serialize)]
 #[non_exhaustive]

@@ -47,6 +47,9 @@ where
 /// When a unit of work runs within its stage.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum When {
+    /// At once, beside everything: for what nobody may hold up.
+    #[cfg_attr(not(all(unix, feature = "state")), expect(dead_code, reason = "only the state's last save"))]
+    Beside,
     Before,
     During,
     After,

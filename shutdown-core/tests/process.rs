@@ -649,6 +649,11 @@ fn a_save_at_the_reason_that_hangs_holds_up_neither_the_drain_nor_a_stage_before
         let disk = SlowDisk { saves: 0.into(), let_go: parking_lot::Mutex::new(let_go) };
         let shutdown = builder(dir, ms(10_000))
             .state(shutdown_core::state::StateStore::new(disk))
+            .before(Stage::Persist, "held up", |_| async {
+                // Hooks cannot hold up the state.
+                pending::<()>().await;
+                Ok(())
+            })
             .stage_task(Stage::Companions, "letting go", move |_| async move {
                 say("the last stage before persist");
                 release.send(()).unwrap();
@@ -672,6 +677,9 @@ fn a_save_at_the_reason_that_hangs_holds_up_neither_the_drain_nor_a_stage_before
     child.until("saved in stage persist");
     let ended = child.ended();
     let report = ended.report();
-    assert_eq!((report.exit_code, report.requests.drained), (0, 1));
-    assert_eq!(ends(report, "persist"), [("state".to_owned(), Outcome::Ok)]);
+    assert_eq!((report.exit_code, report.requests.drained), (10, 1));
+    assert_eq!(
+        ends(report, "persist"),
+        [("state".to_owned(), Outcome::Ok), ("before held up".to_owned(), Outcome::TimedOut)]
+    );
 }

@@ -133,6 +133,102 @@ fn only_the_newest_damaged_states_are_kept() {
     }
     let damaged = names(dir.path()).iter().filter(|name| name.contains("damaged")).count();
     assert_eq!(damaged, 3, "{:?}", names(dir.path()));
+    // The one just set aside stays, whatever the times of the others claim.
+    for name in names(dir.path()).into_iter().filter(|name| name.contains("damaged")) {
+        fs::rename(dir.path().join(&name), dir.path().join(name.replace("damaged-1", "damaged-9"))).unwrap();
+    }
+    fs::write(dir.path().join("state.json"), "{").unwrap();
+    let _ = fs::remove_file(dir.path().join("state.json.1"));
+    let store = store(dir.path());
+    let aside = &store.open().unwrap().set_aside[0];
+    assert!(fs::exists(aside.now_at.as_ref().unwrap().as_ref().unwrap()).unwrap(), "{aside}");
+}
+
+#[test]
+fn directories_where_generations_should_be_are_moved_away_and_saving_goes_on() {
+    let dir = tempfile::tempdir().unwrap();
+    for name in ["state.json", "state.json.1"] {
+        store(dir.path()).save().unwrap();
+        let path = dir.path().join(name);
+        fs::remove_file(&path).unwrap();
+        fs::create_dir_all(path.join("full")).unwrap();
+        let store = store(dir.path());
+        let loaded = store.open().unwrap();
+        assert!(loaded.set_aside[0].reason.contains("no regular file"), "{:?}", loaded.set_aside);
+        store.save().unwrap();
+        store.save().unwrap();
+        assert!(dir.path().join("state.json.1").is_file());
+    }
+}
+
+#[test]
+fn an_update_is_saved_or_refused_and_never_lost() {
+    let dir = tempfile::tempdir().unwrap();
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().unwrap();
+    let (shutdown, driver) =
+        shutdown_core::ShutdownCoordinator::builder().state(store(dir.path())).build().unwrap();
+    shutdown.load_state().unwrap();
+    let updates = std::thread::spawn(move || {
+        let mut accepted = 0_u64;
+        while shutdown.update_state(|state| state.set("n", &(accepted + 1)).unwrap()).is_ok() {
+            accepted += 1;
+        }
+        accepted
+    });
+    shutdown.initiate_shutdown(shutdown_core::Reason::requested("a test"));
+    runtime.block_on(driver.run());
+    let accepted = updates.join().unwrap();
+    assert!(accepted > 0);
+    assert_eq!(on_disk(dir.path()).sections.get::<u64>("n").unwrap(), Some(accepted));
+}
+
+#[test]
+fn the_incarnation_is_higher_than_that_of_every_generation_there_is() {
+    let dir = tempfile::tempdir().unwrap();
+    store(dir.path()).save().unwrap();
+    let mut previous = on_disk(dir.path());
+    previous.incarnation += 31_536_000_000;
+    fs::write(dir.path().join("state.json.1"), previous.to_bytes()).unwrap();
+    let store = store(dir.path());
+    store.open().unwrap();
+    assert!(store.incarnation().unwrap() > previous.incarnation);
+}
+
+#[test]
+fn a_directory_that_somebody_else_put_in_its_place_is_not_touched() {
+    let parent = tempfile::tempdir().unwrap();
+    let dir = parent.path().join("data");
+    let store = store(&dir);
+    store.save().unwrap();
+    fs::rename(&dir, parent.path().join("moved")).unwrap();
+    fs::create_dir(&dir).unwrap();
+    fs::write(dir.join("state.json"), "another's").unwrap();
+    let error = shutdown_core::sentence(&store.save().unwrap_err());
+    assert!(error.contains("another directory"), "{error}");
+    assert_eq!(fs::read_to_string(dir.join("state.json")).unwrap(), "another's");
+}
+
+#[test]
+fn a_lock_file_that_is_another_files_second_name_is_refused_and_nothing_written() {
+    let dir = tempfile::tempdir().unwrap();
+    let victim = dir.path().join("victim");
+    fs::write(&victim, "precious").unwrap();
+    fs::create_dir(dir.path().join("data")).unwrap();
+    fs::hard_link(&victim, dir.path().join("data/state.lock")).unwrap();
+    let error = shutdown_core::sentence(&store(&dir.path().join("data")).open().unwrap_err());
+    assert!(error.contains("state.lock"), "{error}");
+    assert_eq!(fs::read_to_string(victim).unwrap(), "precious");
+}
+
+#[test]
+fn the_legacy_state_does_not_come_back_once_there_was_one_of_ours() {
+    let dir = tempfile::tempdir().unwrap();
+    let legacy = r#"{"peers":["10.0.0.1:1"],"shutdown_at":1,"build_id":"x","circuit_breakers":[]}"#;
+    fs::write(dir.path().join("sweetmcp_state.json"), legacy).unwrap();
+    fs::write(dir.path().join("state.json"), "{").unwrap();
+    assert_eq!(store(dir.path()).open().unwrap().found, Found::Nothing);
+    fs::remove_file(dir.path().join("state.json")).unwrap();
+    assert_eq!(store(dir.path()).open().unwrap().found, Found::Nothing);
 }
 
 #[test]
@@ -195,7 +291,7 @@ fn a_source_that_fails_or_panics_harms_only_its_own_section_which_stays_as_it_wa
         broken.store(how, Ordering::Relaxed);
         count.store(how, Ordering::Relaxed);
         let error = first.save().unwrap_err();
-        assert!(matches!(&error, StateError::Section { name, .. } if name == "bad"), "{error}");
+        assert!(matches!(&error, StateError::Sections(failed) if failed[0].0 == "bad"), "{error}");
         let document = on_disk(dir.path());
         assert_eq!(document.sections.get::<u64>("good").unwrap(), Some(how));
         assert_eq!(document.sections.get::<u64>("bad").unwrap(), Some(7));
@@ -203,8 +299,15 @@ fn a_source_that_fails_or_panics_harms_only_its_own_section_which_stays_as_it_wa
     drop(first);
     let bad = StateSource::new("bad", || Ok(0_u64), |_: u64, _| panic!("what is this"));
     let second = store(dir.path()).source(bad);
-    let [("bad", Fate::Failed { reason })] = &second.open().unwrap().sources[..] else { panic!() };
+    let loaded = second.open().unwrap();
+    let [("bad", Fate::Failed { reason })] = &loaded.sources[..] else { panic!() };
     assert!(reason.contains("what is this"));
+    second.save().unwrap();
+    assert_eq!(on_disk(dir.path()).sections.get::<u64>("bad").unwrap(), Some(0));
+    // Who goes back to the release before finds what it knew.
+    let copy = loaded.copy.as_ref().unwrap().as_ref().unwrap().as_ref().unwrap();
+    let copy = Document::parse(&fs::read(copy).unwrap()).unwrap();
+    assert_eq!(copy.sections.get::<u64>("bad").unwrap(), Some(7));
 }
 
 #[test]

@@ -21,7 +21,7 @@ use std::sync::Arc;
 
 use pingora_core::server::configuration::ServerConf;
 use shutdown_core::breaker::Breakers;
-use shutdown_core::state::{StateError, StateStore};
+use shutdown_core::state::StateStore;
 use shutdown_core::{
     Builder, InstallError, Plan, Reason, ReportFiles, ShutdownCoordinator, Signals, net, sentence,
 };
@@ -130,7 +130,7 @@ fn coordinator(settings: &Settings, port: u16, breakers: Option<&Arc<Breakers>>)
 fn not_installed(error: InstallError) -> Failure {
     match error {
         InstallError::Plan(error) => Failure::Usage(error.to_string()),
-        InstallError::State(error @ StateError::Io { .. }) => {
+        InstallError::State(error) => {
             Failure::Start(format!("{}: choose another with --data-dir", sentence(&error)))
         }
         error => Failure::start("the shutdown coordinator cannot be installed", error),
@@ -244,10 +244,8 @@ fn what_to_try(
     let pid = std::process::id();
     let kind = if settings.upstreams.is_empty() { "built-in demo" } else { "given" };
     let report = ReportFiles::new(&settings.data_dir).last();
-    let state = match shutdown.load_state() {
-        Ok(Some(loaded)) => loaded.to_string(),
-        _ => "none yet".to_owned(),
-    };
+    let state = shutdown.state_store().ok().and_then(StateStore::loaded);
+    let state = state.map_or_else(String::new, ToString::to_string);
     let mut text = format!(
         "edge-proxy {} as {node_id}, pid {pid}\n\
          \x20 traffic    http://{at}\n\

@@ -43,6 +43,14 @@ pub(super) struct Run {
     pub(super) step: AtomicUsize,
 }
 
+/// Saves the state, and has the log say what there is to say.
+#[cfg(all(unix, feature = "state"))]
+pub(super) fn checkpoint(store: &'static crate::state::StateStore, stopping: bool, log: &Log) {
+    if let Some(news) = store.checkpoint(stopping) {
+        log.line(move || store.log(news));
+    }
+}
+
 impl Run {
     pub(super) fn begin(driver: &Driver, began: Instant, reason: Reason) -> Self {
         let core = driver.core;
@@ -115,7 +123,8 @@ impl Run {
     #[cfg(all(unix, feature = "state"))]
     pub(super) fn checkpoint(&self) {
         if let Some(store) = self.core.state {
-            drop(self.executor.start_blocking("state at the reason", move || store.checkpoint(true)));
+            let log = self.log.clone();
+            drop(self.executor.start_blocking("state at the reason", move || checkpoint(store, true, &log)));
         }
     }
 

@@ -212,6 +212,7 @@ impl StageRun<'_> {
         let mut during = Vec::new();
         for unit in std::mem::take(&mut self.units) {
             match unit.when {
+                When::Beside => self.start(unit),
                 When::Before => {
                     self.start(unit);
                     self.running.last_mut().expect("just started").ended().await;
@@ -220,7 +221,6 @@ impl StageRun<'_> {
                 When::After => after.push(unit),
             }
         }
-        let first = self.running.len();
         for unit in during {
             self.start(unit);
         }
@@ -233,7 +233,7 @@ impl StageRun<'_> {
             }
             _ => {}
         }
-        for running in &mut self.running[first..] {
+        for running in &mut self.running {
             running.ended().await;
         }
         for unit in after {

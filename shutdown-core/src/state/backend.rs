@@ -6,7 +6,8 @@ use super::error::StateError;
 
 /// Keeps the bytes of a state: at least the last two generations, each whole or not at all.
 ///
-/// Every method may block on the disk or the network; but for `place` none is called by two threads at once.
+/// Every method may block on the disk or the network; but for `place` none is called by two threads at once. They are
+/// called inside a runtime as well as outside, so one that needs a runtime of its own needs a thread for it.
 pub trait StateBackend: Send + Sync + 'static {
     /// Takes the place for this process alone, clears what a crash has left there, and reads what is there, the
     /// newest generation first. One that cannot be read, or is larger than `max_bytes`, says so instead of its bytes.
@@ -21,7 +22,7 @@ pub trait StateBackend: Send + Sync + 'static {
     ///
     /// # Errors
     ///
-    /// Nothing was replaced.
+    /// The newest generation is as it was.
     fn save(&self, document: &[u8]) -> Result<(), StateError>;
 
     /// Puts the generation that [`open`](Self::open) gave at `index` where it is not read again, but can be looked
@@ -31,6 +32,17 @@ pub trait StateBackend: Send + Sync + 'static {
     ///
     /// It could not be moved and stays where it is.
     fn set_aside(&self, index: usize, now_unix_ms: u64) -> Result<Option<String>, StateError>;
+
+    /// Copies the generation that [`open`](Self::open) gave at `index` to where [`set_aside`](Self::set_aside) would put
+    /// it: a part of the program has not understood its section. `None`: this place keeps no copies.
+    ///
+    /// # Errors
+    ///
+    /// It was not copied.
+    fn copy_aside(&self, index: usize, now_unix_ms: u64) -> Result<Option<String>, StateError> {
+        let _ = (index, now_unix_ms);
+        Ok(None)
+    }
 
     /// Lets the place go: nothing is saved any more. Called after the last save of a shutdown.
     fn close(&self) {}

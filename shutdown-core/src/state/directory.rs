@@ -5,7 +5,7 @@
 //! | `state.json` | the newest generation |
 //! | `state.json.1` | the one before it |
 //! | `state.json.damaged-<ms>` | one that could not be used; the newest three are kept |
-//! | `state.lock` | locked with `flock` while a process has the place; holds its number; never removed |
+//! | `state.lock` | locked with `flock` from the opening until the process ends; holds its number; never removed |
 //!
 //! The lock is never removed because whoever waits for a removed one would get it beside the next (an old trap of PID
 //! files). Symbolic links are not followed and files of strangers not read: who can write into the directory may still
@@ -16,19 +16,23 @@ use std::fs::{DirBuilder, File, OpenOptions};
 use std::io::{self, Read, Write};
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use parking_lot::Mutex;
 use rustix::fs::{FlockOperation, OFlags, flock};
+use rustix::io::Errno;
 
 use super::backend::{Generation, StateBackend};
 use super::error::StateError;
 use super::legacy;
-use crate::files::{replace_keeping, sweep, sync_dir};
+use crate::files::{owner_of_new, replace, replace_keeping, sweep, sync_dir};
 
 const CURRENT: &str = "state.json";
 const PREVIOUS: &str = "state.json.1";
 const LOCK: &str = "state.lock";
 const DAMAGED: &str = "state.json.damaged-";
+/// How often a lock file that is removed under our hands is taken anew.
+const LOCK_TRIES: usize = 5;
 /// How many generations that could not be used are kept to be looked at.
 const DAMAGED_KEPT: usize = 3;
 /// Files whose temporaries a crash may have left, the report's, which share the directory, included.
@@ -41,19 +45,22 @@ pub(super) struct Directory {
     place: String,
     lock: Mutex<Option<File>>,
     found: Mutex<Vec<PathBuf>>,
+    /// A damaged newest generation could not be moved away: it must not become the previous one.
+    spoiled: AtomicBool,
 }
 
 impl Directory {
     pub(super) fn new(dir: PathBuf) -> Self {
         let place = dir.join(CURRENT).display().to_string();
-        Self { dir, place, lock: Mutex::new(None), found: Mutex::new(Vec::new()) }
+        Self { dir, place, lock: Mutex::new(None), found: Mutex::default(), spoiled: AtomicBool::new(false) }
     }
 
     fn path(&self, name: &str) -> PathBuf {
         self.dir.join(name)
     }
 
-    /// Makes the directory and locks it. One that was removed, or replaced, is taken again.
+    /// Makes the directory and locks it. One that was removed is made again; one that was put in its place, with a
+    /// state of somebody else, is not touched.
     fn take(&self) -> Result<(), StateError> {
         let mut held = self.lock.lock();
         let path = self.path(LOCK);
@@ -62,34 +69,43 @@ impl Directory {
         {
             return Ok(());
         }
-        if !self.dir.is_dir() {
-            let failed = |source| StateError::Io { path: self.dir.clone(), doing: "used", source };
-            DirBuilder::new().recursive(true).mode(0o700).create(&self.dir).map_err(failed)?;
-            // Else a power cut may take the whole directory. Not every file system can.
-            let _ = sync_dir(&self.dir);
+        let failed = |source| StateError::Io { path: self.dir.clone(), doing: "used", source };
+        if held.is_some() {
+            if self.path(CURRENT).symlink_metadata().is_ok() {
+                return Err(failed(io::Error::other("another directory, with a state, has taken its place")));
+            }
+            tracing::warn!(target: "shutdown", dir = %self.dir.display(), "the state's directory was removed: made again");
         }
+        make(&self.dir).map_err(failed)?;
         *held = Some(lock(&path)?);
         Ok(())
+    }
+
+    /// A name for a generation that is set aside now.
+    fn aside(&self, now_unix_ms: u64) -> PathBuf {
+        let mut aside = self.path(&format!("{DAMAGED}{now_unix_ms}"));
+        let mut again = 0;
+        while aside.symlink_metadata().is_ok() {
+            again += 1;
+            aside = self.path(&format!("{DAMAGED}{now_unix_ms}-{again}"));
+        }
+        aside
     }
 }
 
 impl StateBackend for Directory {
     fn open(&self, max_bytes: u64) -> Result<Vec<Generation>, StateError> {
         self.take()?;
-        sweep(&self.dir, &WRITTEN).map_err(|source| StateError::Io {
-            path: self.dir.clone(),
-            doing: "read",
-            source,
-        })?;
+        // Tidying: what cannot be removed harms nobody.
+        let _ = sweep(&self.dir, &WRITTEN);
         let mut found = self.found.lock();
         found.clear();
         let mut generations = Vec::new();
-        for name in [CURRENT, PREVIOUS, legacy::FILE] {
+        // Once there was a state of ours, one that was set aside included, the legacy one is history.
+        let legacy = if has_been_used(&self.dir) { None } else { Some(legacy::FILE) };
+        for name in [CURRENT, PREVIOUS].into_iter().chain(legacy) {
             let path = self.path(name);
-            if name == legacy::FILE && !found.is_empty() {
-                break;
-            }
-            if let Some(content) = read(&path, max_bytes) {
+            if let Some(content) = self.read(&path, max_bytes)? {
                 generations.push(Generation::new(path.display().to_string(), content));
                 found.push(path);
             }
@@ -100,11 +116,13 @@ impl StateBackend for Directory {
     fn save(&self, document: &[u8]) -> Result<(), StateError> {
         self.take()?;
         let path = self.path(CURRENT);
-        replace_keeping(&path, &self.path(PREVIOUS), document).map_err(|source| StateError::Io {
-            path,
-            doing: "saved",
-            source,
-        })
+        // Relaxed: saves come one after another.
+        let replaced = if self.spoiled.load(Ordering::Relaxed) {
+            replace(&path, document).map(|()| self.spoiled.store(false, Ordering::Relaxed))
+        } else {
+            replace_keeping(&path, &self.path(PREVIOUS), document)
+        };
+        replaced.map_err(|source| StateError::Io { path, doing: "saved", source })
     }
 
     fn set_aside(&self, index: usize, now_unix_ms: u64) -> Result<Option<String>, StateError> {
@@ -112,18 +130,23 @@ impl StateBackend for Directory {
         if path.file_name().is_some_and(|name| name == legacy::FILE) {
             return Ok(None);
         }
-        let mut aside = self.path(&format!("{DAMAGED}{now_unix_ms}"));
-        let mut again = 0;
-        while aside.symlink_metadata().is_ok() {
-            again += 1;
-            aside = self.path(&format!("{DAMAGED}{now_unix_ms}-{again}"));
+        let aside = self.aside(now_unix_ms);
+        if let Err(source) = std::fs::rename(&path, &aside) {
+            self.spoiled.store(true, Ordering::Relaxed);
+            return Err(StateError::Io { path, doing: "set aside", source });
         }
-        std::fs::rename(&path, &aside).map_err(|source| StateError::Io {
-            path,
-            doing: "set aside",
-            source,
-        })?;
-        forget_oldest(&self.dir);
+        forget_oldest(&self.dir, &aside);
+        Ok(Some(aside.display().to_string()))
+    }
+
+    fn copy_aside(&self, index: usize, now_unix_ms: u64) -> Result<Option<String>, StateError> {
+        let Some(path) = self.found.lock().get(index).cloned() else { return Ok(None) };
+        let aside = self.aside(now_unix_ms);
+        // A state is never written in place, so a link is as good as a copy.
+        std::fs::hard_link(&path, &aside)
+            .or_else(|_| std::fs::copy(&path, &aside).map(drop))
+            .map_err(|source| StateError::Io { path, doing: "copied", source })?;
+        forget_oldest(&self.dir, &aside);
         Ok(Some(aside.display().to_string()))
     }
 
@@ -132,26 +155,77 @@ impl StateBackend for Directory {
     }
 }
 
+impl Directory {
+    /// Reads a file that may be anything. `None` if there is none; in words why it cannot be used, when that is a
+    /// property of the file; an error when it is the machine's.
+    fn read(&self, path: &Path, max_bytes: u64) -> Result<Option<Result<Vec<u8>, String>>, StateError> {
+        let mut options = OpenOptions::new();
+        options.read(true);
+        // Without NONBLOCK a FIFO would wait for a writer.
+        options.custom_flags(flags(OFlags::NOFOLLOW | OFlags::NONBLOCK));
+        let read = options.open(path).and_then(|file| self.read_opened(file, max_bytes));
+        match read {
+            Ok(content) => Ok(Some(content)),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+            Err(error) => match error.raw_os_error().map(Errno::from_raw_os_error) {
+                Some(Errno::LOOP) => Ok(Some(Err("it is a symbolic link".to_owned()))),
+                Some(Errno::ACCESS | Errno::PERM | Errno::NXIO | Errno::NODEV | Errno::IO) => {
+                    Ok(Some(Err(format!("it cannot be read: {error}"))))
+                }
+                _ => Err(StateError::Io { path: path.to_owned(), doing: "read", source: error }),
+            },
+        }
+    }
+
+    fn read_opened(&self, file: File, max_bytes: u64) -> io::Result<Result<Vec<u8>, String>> {
+        let metadata = file.metadata()?;
+        if !metadata.is_file() {
+            return Ok(Err("it is no regular file".to_owned()));
+        }
+        let (owner, me) = (metadata.uid(), rustix::process::geteuid().as_raw());
+        // Some file systems give all files to one user, ours included.
+        if owner != me && owner != 0 && Some(owner) != owner_of_new(&self.path(CURRENT)) {
+            return Ok(Err(format!("it belongs to user {owner}, and this process is user {me}")));
+        }
+        let too_large = |bytes| Ok(Err(format!("it has {bytes} bytes, more than the {max_bytes} allowed")));
+        if metadata.len() > max_bytes {
+            return too_large(metadata.len());
+        }
+        let mut bytes = Vec::new();
+        file.take(max_bytes.saturating_add(1)).read_to_end(&mut bytes)?;
+        let length = bytes.len() as u64;
+        if length > max_bytes { too_large(length) } else { Ok(Ok(bytes)) }
+    }
+}
+
+/// Makes the directory and those above it, each durably: else a power cut may take the whole state.
+fn make(dir: &Path) -> io::Result<()> {
+    let missing: Vec<_> =
+        dir.ancestors().take_while(|dir| !dir.as_os_str().is_empty() && !dir.is_dir()).collect();
+    DirBuilder::new().recursive(true).mode(0o700).create(dir)?;
+    for made in missing {
+        // Not every file system can.
+        let _ = sync_dir(made);
+    }
+    Ok(())
+}
+
 /// Locks the file at `path`, made if it is missing, and writes this process's number into it.
 fn lock(path: &Path) -> Result<File, StateError> {
     let failed = |doing, source| StateError::Io { path: path.to_owned(), doing, source };
     let mut options = OpenOptions::new();
     options.read(true).write(true).create(true).truncate(false).mode(0o600);
     options.custom_flags(flags(OFlags::NOFOLLOW | OFlags::NONBLOCK));
-    loop {
+    for _ in 0..LOCK_TRIES {
         let mut file = options.open(path).map_err(|source| failed("opened", source))?;
+        let metadata = file.metadata().map_err(|source| failed("opened", source))?;
+        if !metadata.is_file() || metadata.nlink() > 1 {
+            // A second name: writing here would write there.
+            return Err(failed("locked", io::Error::other("it is no regular file of its own: remove it")));
+        }
         match flock(&file, FlockOperation::NonBlockingLockExclusive) {
             Ok(()) => {}
-            Err(rustix::io::Errno::WOULDBLOCK) => {
-                let mut note = String::new();
-                let _ = file.take(32).read_to_string(&mut note);
-                let by = match note.trim().parse::<u32>() {
-                    Ok(pid) => format!("process {pid}"),
-                    Err(_) => "another process".to_owned(),
-                };
-                let place = path.parent().unwrap_or(path).display();
-                return Err(StateError::Held { place: format!("the state directory {place}"), by });
-            }
+            Err(Errno::WOULDBLOCK) => return Err(held(path, &file)),
             Err(error) => return Err(failed("locked", error.into())),
         }
         if is_at(&file, path) {
@@ -161,6 +235,24 @@ fn lock(path: &Path) -> Result<File, StateError> {
         }
         // Somebody removed it between open and lock: that is no lock for who comes next.
     }
+    Err(failed("locked", io::Error::other("it changes under the lock")))
+}
+
+/// Who has the lock, as far as it has written that down.
+fn held(path: &Path, file: &File) -> StateError {
+    let mut note = String::new();
+    let _ = file.take(32).read_to_string(&mut note);
+    let by = match note.trim().parse::<u32>() {
+        Ok(pid) if pid == std::process::id() => {
+            format!(
+                "process {pid}, which is this one's number, too: another store in it, or another container"
+            )
+        }
+        Ok(pid) => format!("process {pid}"),
+        Err(_) => "another process".to_owned(),
+    };
+    let place = path.parent().unwrap_or(path).display();
+    StateError::Held { place: format!("the state directory {place}"), by }
 }
 
 /// Whether `file` is what stands at `path`.
@@ -171,54 +263,32 @@ fn is_at(file: &File, path: &Path) -> bool {
     }
 }
 
-/// Reads a file that may be anything; `None` if there is none.
-fn read(path: &Path, max_bytes: u64) -> Option<Result<Vec<u8>, String>> {
-    let mut options = OpenOptions::new();
-    options.read(true);
-    // Without NONBLOCK a FIFO would wait for a writer.
-    options.custom_flags(flags(OFlags::NOFOLLOW | OFlags::NONBLOCK));
-    let file = match options.open(path) {
-        Ok(file) => file,
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return None,
-        Err(error) if error.raw_os_error() == Some(rustix::io::Errno::LOOP.raw_os_error()) => {
-            return Some(Err("it is a symbolic link".to_owned()));
-        }
-        Err(error) => return Some(Err(format!("it cannot be opened: {error}"))),
-    };
-    Some(read_opened(file, max_bytes))
-}
-
-fn read_opened(file: File, max_bytes: u64) -> Result<Vec<u8>, String> {
-    let unreadable = |error: io::Error| format!("it cannot be read: {error}");
-    let metadata = file.metadata().map_err(unreadable)?;
-    if !metadata.is_file() {
-        return Err("it is no regular file".to_owned());
-    }
-    let (owner, me) = (metadata.uid(), rustix::process::geteuid().as_raw());
-    if owner != me && owner != 0 {
-        return Err(format!("it belongs to user {owner}, and this process is user {me}"));
-    }
-    let too_large = |bytes| Err(format!("it has {bytes} bytes, more than the {max_bytes} allowed"));
-    if metadata.len() > max_bytes {
-        return too_large(metadata.len());
-    }
-    let mut bytes = Vec::with_capacity(usize::try_from(metadata.len()).unwrap_or_default());
-    file.take(max_bytes.saturating_add(1)).read_to_end(&mut bytes).map_err(unreadable)?;
-    let length = bytes.len() as u64;
-    if length > max_bytes { too_large(length) } else { Ok(bytes) }
+/// Whether there is any state of ours in `dir`, one that was set aside included.
+fn has_been_used(dir: &Path) -> bool {
+    let Ok(entries) = std::fs::read_dir(dir) else { return false };
+    let ours = |name: &str| name == CURRENT || name == PREVIOUS || name.starts_with(DAMAGED);
+    entries.flatten().any(|entry| entry.file_name().to_str().is_some_and(ours))
 }
 
 fn flags(flags: OFlags) -> i32 {
     i32::try_from(flags.bits()).expect("the flags of open(2) are an int")
 }
 
-fn forget_oldest(dir: &Path) {
+/// Removes the oldest generations that were set aside, but never `newest`, and nothing that is no file.
+fn forget_oldest(dir: &Path, newest: &Path) {
     let Ok(entries) = std::fs::read_dir(dir) else { return };
-    let name = |entry: io::Result<std::fs::DirEntry>| entry.ok()?.file_name().into_string().ok();
-    let mut damaged: Vec<_> = entries.filter_map(name).filter(|name| name.starts_with(DAMAGED)).collect();
-    // Their names begin with a time of as many digits.
-    damaged.sort();
-    for oldest in damaged.iter().rev().skip(DAMAGED_KEPT) {
-        let _ = std::fs::remove_file(dir.join(oldest));
+    let mut others: Vec<_> = entries
+        .flatten()
+        .filter(|entry| entry.file_name().to_str().is_some_and(|name| name.starts_with(DAMAGED)))
+        .filter(|entry| entry.path() != newest)
+        .filter_map(|entry| {
+            let metadata = entry.metadata().ok().filter(std::fs::Metadata::is_file)?;
+            // When it was set aside, whatever the clock said.
+            Some(((metadata.ctime(), metadata.ctime_nsec()), entry.path()))
+        })
+        .collect();
+    others.sort();
+    for (_, oldest) in others.iter().rev().skip(DAMAGED_KEPT - 1) {
+        let _ = std::fs::remove_file(oldest);
     }
 }

@@ -22,7 +22,7 @@
 use std::collections::BTreeMap;
 use std::fmt;
 
-use serde::de::{Deserialize, DeserializeOwned, Deserializer, MapAccess, Visitor};
+use serde::de::{Deserialize, DeserializeOwned, Deserializer, Error as _, MapAccess, Visitor};
 use serde_json::value::RawValue;
 
 use super::legacy;
@@ -33,6 +33,9 @@ pub const SCHEMA: u64 = 1;
 
 /// The largest whole number that every JSON reader keeps exactly (RFC 8259 §6): no time and no incarnation is larger.
 pub const LARGEST: u64 = (1 << 53) - 1;
+
+/// The most fields that an object has, sections included: a field costs memory beyond its bytes.
+pub(super) const MOST_FIELDS: usize = 10_000;
 
 /// The fields of schema 1; others are kept as they are.
 const KNOWN: [&str; 10] = [
@@ -153,7 +156,11 @@ impl Document {
         }
         Ok(Self {
             node_id: object.required("node_id")?,
-            incarnation: object.number("incarnation")?,
+            incarnation: match object.number("incarnation")? {
+                // There must be a next one.
+                LARGEST => return Err(Damage::Wrong("incarnation".into())),
+                incarnation => incarnation,
+            },
             saved_at,
             shutdown_at: match object.optional::<Option<u64>>("shutdown_at")?.flatten() {
                 Some(at) if at > LARGEST => return Err(Damage::Wrong("shutdown_at".into())),
@@ -258,6 +265,9 @@ impl<'de> Deserialize<'de> for Object<'de> {
             fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Self::Value, A::Error> {
                 let mut fields = Vec::new();
                 while let Some(field) = map.next_entry()? {
+                    if fields.len() == MOST_FIELDS {
+                        return Err(A::Error::custom(format_args!("more than {MOST_FIELDS} fields")));
+                    }
                     fields.push(field);
                 }
                 Ok(Object(fields))

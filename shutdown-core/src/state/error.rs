@@ -14,7 +14,8 @@ pub enum StateError {
     /// The coordinator was built without a store. The program's mistake: give one to
     /// [`Builder::state`](crate::Builder::state).
     NotConfigured,
-    /// The shutdown has put the state away; nothing is saved after that.
+    /// The shutdown puts the state away, or has; nothing that comes now would be saved. The program's: what belongs into
+    /// the state must be there before stage Persist.
     Closed,
     /// Another process has the place. The operator's: one process a directory.
     Held {
@@ -39,13 +40,16 @@ pub enum StateError {
         /// The cap.
         max_bytes: u64,
     },
-    /// A source could not be captured; everything else was saved, with this section as it was before.
-    Section {
-        /// The section.
-        name: String,
-        /// What its source said.
-        source: BoxError,
+    /// The state has more sections than a reader takes and was not written. The program's: one section for many things.
+    TooMany {
+        /// Its sections.
+        sections: usize,
+        /// The cap.
+        most: usize,
     },
+    /// Sources could not be captured, each with what it said; everything else was saved, with these sections as they were
+    /// before.
+    Sections(Vec<(&'static str, String)>),
     /// A backend of the program's own failed.
     Backend {
         /// The place.
@@ -59,7 +63,9 @@ impl fmt::Display for StateError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::NotConfigured => f.write_str("no state is kept: give a store to Builder::state"),
-            Self::Closed => f.write_str("the shutdown has put the state away: nothing is saved after that"),
+            Self::Closed => {
+                f.write_str("the shutdown has put the state away: nothing that comes now would be saved")
+            }
             Self::Held { place, by } => {
                 write!(f, "{place} is in use by {by}: end that process, or choose another place")
             }
@@ -67,8 +73,17 @@ impl fmt::Display for StateError {
             Self::TooLarge { bytes, max_bytes } => {
                 write!(f, "the state has {bytes} bytes, more than the {max_bytes} allowed, and was not saved")
             }
-            Self::Section { name, .. } => {
-                write!(f, "section {name:?} could not be captured and was saved as it was before")
+            Self::TooMany { sections, most } => {
+                write!(
+                    f,
+                    "the state has {sections} sections, more than the {most} allowed, and was not saved"
+                )
+            }
+            Self::Sections(failed) => {
+                f.write_str("saved with a section as it was before")?;
+                failed
+                    .iter()
+                    .try_for_each(|(name, error)| write!(f, "; {name:?} could not be captured: {error}"))
             }
             Self::Backend { place, .. } => write!(f, "{place} failed"),
         }
@@ -79,8 +94,13 @@ impl Error for StateError {
     fn source(&self) -> Option<&(dyn Error + 'static)> {
         match self {
             Self::Io { source, .. } => Some(source),
-            Self::Section { source, .. } | Self::Backend { source, .. } => Some(&**source),
-            Self::NotConfigured | Self::Closed | Self::Held { .. } | Self::TooLarge { .. } => None,
+            Self::Backend { source, .. } => Some(&**source),
+            Self::NotConfigured
+            | Self::Closed
+            | Self::Held { .. }
+            | Self::TooLarge { .. }
+            | Self::TooMany { .. }
+            | Self::Sections(_) => None,
         }
     }
 }

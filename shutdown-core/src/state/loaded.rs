@@ -31,6 +31,8 @@ pub struct Loaded {
     pub sources: Vec<(&'static str, Fate)>,
     /// The generations that could not be used.
     pub set_aside: Vec<SetAside>,
+    /// Where the whole generation was copied to, because a source did not take its section; or why that failed.
+    pub copy: Option<Result<Option<String>, String>>,
 }
 
 /// Which generation of a state was used.
@@ -94,7 +96,10 @@ impl fmt::Display for Loaded {
     /// A sentence for people: from when and from whom the state is.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         if self.found == Found::Nothing {
-            return f.write_str("none yet");
+            return match self.set_aside.len() {
+                0 => f.write_str("none yet"),
+                damaged => write!(f, "none that can be used, {damaged} set aside"),
+            };
         }
         if self.saved_at == 0 {
             f.write_str("from an unknown time")?;
@@ -131,6 +136,15 @@ impl Loaded {
         if !self.node_id.is_empty() && self.node_id != node_id {
             let by = &self.node_id;
             tracing::info!(target: "shutdown", by, node_id, "the state was written under another node id");
+        }
+        match &self.copy {
+            Some(Ok(Some(copy))) => {
+                tracing::warn!(target: "shutdown", copy, "the whole state was copied aside")
+            }
+            Some(Err(error)) => {
+                tracing::warn!(target: "shutdown", error, "the whole state could not be copied aside");
+            }
+            Some(Ok(None)) | None => {}
         }
         for (section, fate) in &self.sources {
             match fate {

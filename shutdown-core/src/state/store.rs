@@ -1,6 +1,7 @@
 //! The state of a node over its restarts: opened once, saved whole, restored into its sources.
 
 use std::fmt;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::PathBuf;
 use std::sync::OnceLock;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -9,13 +10,14 @@ use parking_lot::Mutex;
 
 use super::backend::StateBackend;
 use super::directory::Directory;
-use super::document::{Document, LARGEST};
+use super::document::{Document, LARGEST, MOST_FIELDS};
 use super::error::StateError;
 use super::loaded::{Fate, Found, Loaded, SetAside};
 use super::sections::Sections;
 use super::source::{Saved, StateSource};
 use crate::error::sentence;
 use crate::snapshot::StateStatus;
+use crate::unwind::panic_message;
 
 /// How often the state is saved while the service runs.
 pub const INTERVAL: Duration = Duration::from_secs(60);
@@ -60,8 +62,7 @@ pub struct StateStore {
     sources: Vec<StateSource>,
     /// One save, or the opening, at a time. Taken before `live`.
     saving: Mutex<Saving>,
-    /// What is saved next; `None` until the store is open.
-    live: Mutex<Option<Document>>,
+    live: Mutex<Live>,
     loaded: OnceLock<Loaded>,
     status: Mutex<StateStatus>,
 }
@@ -70,8 +71,25 @@ pub struct StateStore {
 #[derive(Debug, Default)]
 struct Saving {
     shutdown_at: Option<u64>,
-    clean: bool,
+    /// What the last checkpoint failed with, as the log has said it.
+    said: Option<String>,
+}
+
+/// What is saved next.
+#[derive(Debug, Default)]
+struct Live {
+    /// `None` until the store is open.
+    document: Option<Document>,
+    /// The last save has taken what there was: nothing that comes later would be saved.
     closed: bool,
+}
+
+/// What a checkpoint has to say in the log.
+pub(crate) enum News {
+    /// It failed, or fails otherwise than before.
+    Failed(String),
+    /// It works again.
+    Mended,
 }
 
 impl fmt::Debug for StateStore {
@@ -96,7 +114,7 @@ impl StateStore {
             max_bytes: MAX_BYTES,
             sources: Vec::new(),
             saving: Mutex::default(),
-            live: Mutex::new(None),
+            live: Mutex::default(),
             loaded: OnceLock::new(),
             status: Mutex::default(),
         }
@@ -138,7 +156,7 @@ impl StateStore {
     }
 
     /// Takes the place, reads what is there, restores it into the sources and saves the new incarnation; only the first
-    /// call does. Blocks on the disk.
+    /// call does. Blocks on the disk. The place is held until the process ends.
     ///
     /// Should that save fail – a full disk – the log says so, and the next one is due in an interval.
     ///
@@ -146,26 +164,42 @@ impl StateStore {
     ///
     /// The place cannot be used, or another process has it; never what the state contains. A later call tries again.
     pub fn open(&self) -> Result<&Loaded, StateError> {
-        let saving = self.saving.lock();
-        self.open_at(&saving, unix_ms())
-    }
-
-    fn open_at(&self, saving: &Saving, now: u64) -> Result<&Loaded, StateError> {
         if let Some(loaded) = self.loaded.get() {
             return Ok(loaded);
         }
+        let (loaded, first) = {
+            let mut saving = self.saving.lock();
+            if let Some(loaded) = self.loaded.get() {
+                return Ok(loaded);
+            }
+            let now = unix_ms();
+            let loaded = self.noted(self.read(now))?;
+            let first = self.noted(self.write(&saving, now, false));
+            saving.said = first.as_ref().err().map(|error| sentence(error));
+            (self.loaded.get_or_init(|| loaded), first)
+        };
+        // Not under the lock: a log may block.
+        loaded.log(&self.backend.place(), &self.node_id);
+        if let Err(error) = first {
+            self.log(News::Failed(sentence(&error)));
+        }
+        Ok(loaded)
+    }
+
+    /// The opening up to the first save: what was found becomes what is live.
+    fn read(&self, now: u64) -> Result<Loaded, StateError> {
+        if self.live.lock().closed {
+            return Err(StateError::Closed);
+        }
         let generations = self.backend.open(self.max_bytes)?;
-        let mut found = Found::Nothing;
-        let mut document = None;
+        let mut used: Option<(usize, Document)> = None;
+        let mut highest = 0;
         let mut set_aside = Vec::new();
         for (index, generation) in generations.into_iter().enumerate() {
-            let read =
-                generation.content.and_then(|bytes| Document::parse(&bytes).map_err(|e| e.to_string()));
-            match read {
-                Ok(read) => {
-                    found = if index == 0 { Found::Newest } else { Found::Earlier };
-                    document = Some(read);
-                    break;
+            match generation.content.and_then(|bytes| Document::parse(&bytes).map_err(|e| e.to_string())) {
+                Ok(document) => {
+                    highest = highest.max(document.incarnation);
+                    used.get_or_insert((index, document));
                 }
                 Err(reason) => set_aside.push(SetAside {
                     name: generation.name,
@@ -174,9 +208,21 @@ impl StateStore {
                 }),
             }
         }
-        let document = document.unwrap_or_default();
-        let age = Duration::from_millis(now.saturating_sub(document.saved_at));
-        let fates = self.sources.iter().map(|source| (source.name, restore(source, &document.sections, now)));
+        let found = match used {
+            None => Found::Nothing,
+            Some((0, _)) => Found::Newest,
+            Some(_) => Found::Earlier,
+        };
+        let index = used.as_ref().map(|(index, _)| *index);
+        let document = used.map(|(_, document)| document).unwrap_or_default();
+        let restored = |source: &StateSource| (source.name, restore(source, &document.sections, now));
+        let sources: Vec<_> = self.sources.iter().map(restored).collect();
+        let failed = sources.iter().any(|(_, fate)| matches!(fate, Fate::Failed { .. }));
+        let copy = index.filter(|_| failed).map(|index| {
+            // The next capture takes the section's place: who goes back to the release before finds it here.
+            self.backend.copy_aside(index, now).map_err(|error| sentence(&error))
+        });
+        let incarnation = (highest + 1).max(now);
         let loaded = Loaded {
             found,
             node_id: document.node_id.clone(),
@@ -184,20 +230,16 @@ impl StateStore {
             saved_at: document.saved_at,
             shutdown_at: document.shutdown_at,
             clean: document.clean,
-            age,
+            age: Duration::from_millis(now.saturating_sub(document.saved_at)),
             from_the_future: document.saved_at > now,
             sections: document.sections.clone(),
-            sources: fates.collect(),
+            sources,
             set_aside,
+            copy,
         };
-        let incarnation = (document.incarnation + 1).max(now).min(LARGEST);
-        *self.live.lock() = Some(Document { node_id: self.node_id.clone(), incarnation, ..document });
+        let document = Document { node_id: self.node_id.clone(), incarnation, ..document };
+        self.live.lock().document = Some(document);
         self.status.lock().incarnation = incarnation;
-        loaded.log(&self.backend.place(), &self.node_id);
-        let loaded = self.loaded.get_or_init(|| loaded);
-        if let Err(error) = self.write(saving, now) {
-            self.log_failure(&error);
-        }
         Ok(loaded)
     }
 
@@ -206,125 +248,136 @@ impl StateStore {
         self.loaded.get()
     }
 
-    /// This run's incarnation, once the store is open: higher than that of every run before it, milliseconds since the
-    /// Unix epoch when the clock was right.
+    /// This run's incarnation, once the store is open: higher than that of every run whose state is there, and
+    /// milliseconds since the Unix epoch when the clock was right.
     pub fn incarnation(&self) -> Option<u64> {
-        self.live.lock().as_ref().map(|live| live.incarnation)
+        self.live.lock().document.as_ref().map(|live| live.incarnation)
     }
 
-    /// Changes sections in memory; the next save writes them. Opens the store if it is not.
+    /// Changes sections in memory; the next save writes them. Opens the store if it is not, which restores. `change`
+    /// must not use the store.
     ///
     /// # Errors
     ///
-    /// As [`open`](Self::open).
+    /// As [`open`](Self::open); or [`StateError::Closed`], because the last save of a shutdown has begun.
     pub fn update<T>(&self, change: impl FnOnce(&mut Sections) -> T) -> Result<T, StateError> {
-        if self.loaded.get().is_none() {
-            self.open()?;
+        self.open()?;
+        let mut live = self.live.lock();
+        if live.closed {
+            return Err(StateError::Closed);
         }
-        Ok(change(&mut self.live.lock().as_mut().expect("the store is open").sections))
+        Ok(change(&mut live.document.as_mut().expect("the store is open").sections))
     }
 
-    /// Saves what the sources and the program know now. Blocks on the disk. Opens the store if it is not: a state that
-    /// was not read is never overwritten.
+    /// Saves what the sources and the program know now. Blocks on the disk. Opens the store if it is not, which
+    /// restores: a state that was not read is never overwritten.
     ///
     /// # Errors
     ///
-    /// What was there is still there, except for [`StateError::Section`], which tells of one part.
+    /// The newest generation is as it was, except for [`StateError::Sections`], which tells of some parts.
     pub fn save(&self) -> Result<(), StateError> {
-        self.save_with(|_| {})
-    }
-
-    /// The save at the moment a shutdown begins.
-    pub(crate) fn save_stopping(&self) -> Result<(), StateError> {
-        self.save_with(|saving| _ = saving.shutdown_at.get_or_insert_with(unix_ms))
+        self.open()?;
+        let saving = self.saving.lock();
+        self.noted(self.write(&saving, unix_ms(), false))
     }
 
     /// The last save of a shutdown; then the backend is closed.
     pub(crate) fn finish(&self) -> Result<(), StateError> {
+        let opened = self.open().map(drop);
         let mut saving = self.saving.lock();
-        _ = saving.shutdown_at.get_or_insert_with(unix_ms);
-        saving.clean = true;
-        let saved = self.save_in(&saving);
-        saving.closed = true;
+        saving.shutdown_at.get_or_insert_with(unix_ms);
+        let saved = opened.and_then(|()| self.noted(self.write(&saving, unix_ms(), true)));
+        self.live.lock().closed = true;
         self.backend.close();
         saved
     }
 
-    fn save_with(&self, change: impl FnOnce(&mut Saving)) -> Result<(), StateError> {
+    /// A save that nobody waits for: by the clock, or because a shutdown has begun. What there is to say about it.
+    pub(crate) fn checkpoint(&self, stopping: bool) -> Option<News> {
+        if stopping {
+            self.saving.lock().shutdown_at.get_or_insert_with(unix_ms);
+        }
+        // A backend that panics is one that fails.
+        let saved = catch_unwind(AssertUnwindSafe(|| self.save()));
+        let error = match saved {
+            Ok(Ok(())) => None,
+            // A shutdown that is over is over.
+            Ok(Err(StateError::Closed)) => return None,
+            Ok(Err(error @ StateError::TooLarge { .. })) => Some((sentence(&error), "too large".to_owned())),
+            Ok(Err(error)) => Some((sentence(&error), sentence(&error))),
+            Err(panic) => {
+                let panic = format!("the backend panicked: {}", panic_message(&*panic));
+                self.status.lock().failed(panic.clone());
+                Some((panic.clone(), panic))
+            }
+        };
         let mut saving = self.saving.lock();
-        change(&mut saving);
-        self.save_in(&saving)
+        let kind = error.as_ref().map(|(_, kind)| kind.clone());
+        let before = std::mem::replace(&mut saving.said, kind);
+        match error {
+            Some((error, kind)) if before.as_ref() != Some(&kind) => Some(News::Failed(error)),
+            None if before.is_some() => Some(News::Mended),
+            _ => None,
+        }
     }
 
-    fn save_in(&self, saving: &Saving) -> Result<(), StateError> {
-        if saving.closed {
-            return Err(StateError::Closed);
+    /// Says it, on a thread that may block.
+    pub(crate) fn log(&self, news: News) {
+        let place = &*self.backend.place();
+        match news {
+            News::Failed(error) => {
+                tracing::warn!(target: "shutdown", place, error, "state could not be saved")
+            }
+            News::Mended => tracing::info!(target: "shutdown", place, "state is saved again"),
         }
-        let now = unix_ms();
-        if self.loaded.get().is_none() {
-            self.open_at(saving, now)?;
-        }
-        self.write(saving, now)
     }
 
-    /// Captures and writes. The caller holds `saving`.
-    fn write(&self, saving: &Saving, now: u64) -> Result<(), StateError> {
+    /// Captures and writes. The caller holds `saving`, and the store has been read.
+    fn write(&self, saving: &Saving, now: u64, last: bool) -> Result<(), StateError> {
         let captured: Vec<_> = self.sources.iter().map(|source| (source.name, source.capture())).collect();
-        let mut failed = None;
+        let mut failed = Vec::new();
         let bytes = {
             let mut live = self.live.lock();
-            let live = live.as_mut().expect("the store is open");
+            if live.closed {
+                return Err(StateError::Closed);
+            }
+            // In one step with taking what there is: no update is lost between.
+            live.closed = last;
+            let live = live.document.as_mut().expect("the store is open");
             for (name, captured) in captured {
                 match captured {
                     Ok(data) => live.sections.put(name.to_owned(), data, now),
-                    Err(source) => {
-                        failed = failed.or(Some(StateError::Section { name: name.into(), source }))
-                    }
+                    Err(error) => failed.push((name, sentence(&*error))),
                 }
+            }
+            let sections = live.sections.names().count();
+            if sections > MOST_FIELDS {
+                return Err(StateError::TooMany { sections, most: MOST_FIELDS });
             }
             live.saved_at = now;
             live.shutdown_at = saving.shutdown_at;
-            live.clean = saving.clean;
+            live.clean = last;
             live.to_bytes()
         };
         let size = bytes.len() as u64;
-        let written = if size > self.max_bytes {
-            Err(StateError::TooLarge { bytes: size, max_bytes: self.max_bytes })
-        } else {
-            self.backend.save(&bytes)
-        };
+        if size > self.max_bytes {
+            return Err(StateError::TooLarge { bytes: size, max_bytes: self.max_bytes });
+        }
+        self.backend.save(&bytes)?;
         let mut status = self.status.lock();
-        if written.is_ok() {
-            status.saves += 1;
-            status.saved_at = now;
-            status.bytes = size;
+        (status.saves, status.saved_at, status.bytes) = (status.saves + 1, now, size);
+        if failed.is_empty() { Ok(()) } else { Err(StateError::Sections(failed)) }
+    }
+
+    /// Writes into the status how it went.
+    fn noted<T>(&self, result: Result<T, StateError>) -> Result<T, StateError> {
+        let mut status = self.status.lock();
+        match &result {
+            Ok(_) => status.last_error = None,
+            Err(error) => status.failed(sentence(error)),
         }
-        let result = written.and(failed.map_or(Ok(()), Err));
-        if result.is_err() {
-            status.failures += 1;
-        }
-        status.last_error = result.as_ref().err().map(|error| sentence(error));
+        drop(status);
         result
-    }
-
-    /// Saves, and says in the log when that fails, begins to fail otherwise, or works again.
-    pub(crate) fn checkpoint(&self, stopping: bool) {
-        let before = self.status.lock().last_error.clone();
-        match if stopping { self.save_stopping() } else { self.save() } {
-            // A shutdown that is over is over.
-            Ok(()) if before.is_none() => {}
-            Err(StateError::Closed) => {}
-            Ok(()) => {
-                tracing::info!(target: "shutdown", place = &*self.backend.place(), "state is saved again")
-            }
-            Err(error) if before.as_ref() != Some(&sentence(&error)) => self.log_failure(&error),
-            Err(_) => {}
-        }
-    }
-
-    fn log_failure(&self, error: &StateError) {
-        let place = &*self.backend.place();
-        tracing::warn!(target: "shutdown", place, error = sentence(error), "state could not be saved");
     }
 
     /// How often a coordinator saves; `None`: not by the clock.
@@ -342,7 +395,8 @@ impl StateStore {
 fn restore(source: &StateSource, sections: &Sections, now: u64) -> Fate {
     let Some((data, at)) = sections.entry(source.name) else { return Fate::Absent };
     let age = Duration::from_millis(now.saturating_sub(at));
-    if source.max_age.is_some_and(|limit| age > limit) {
+    // From the future: the clock has been set back, and how old it is nobody knows, but for small steps.
+    if source.max_age.is_some_and(|limit| Duration::from_millis(now.abs_diff(at)) > limit) {
         return Fate::TooOld { age };
     }
     match source.restore(data, Saved { at, age }) {

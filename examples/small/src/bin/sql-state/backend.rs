@@ -25,6 +25,20 @@ const TABLE: &str = "CREATE TABLE IF NOT EXISTS service_state (
     aside      INTEGER                       -- when it was found to be unusable, unix ms
 )";
 
+/// In the list of generations: what is none.
+const NOT_A_ROW: i64 = -1;
+/// <https://www.sqlite.org/rescode.html>, without the extension in the higher bits.
+const BUSY_CODE: u32 = 5;
+const DAMAGE_CODES: [u32; 2] = [11, 26]; // SQLITE_CORRUPT, SQLITE_NOTADB
+
+fn code(error: &sqlx::Error) -> Option<u32> {
+    error.as_database_error()?.code()?.parse::<u32>().ok().map(|code| code % 256)
+}
+
+fn is_damage(error: &(dyn Error + Send + Sync + 'static)) -> bool {
+    error.downcast_ref().and_then(code).is_some_and(|code| DAMAGE_CODES.contains(&code))
+}
+
 /// Keeps a state in the table `service_state` of a SQLite database.
 pub(crate) struct SqlState {
     options: SqliteConnectOptions,
@@ -72,25 +86,14 @@ impl SqlState {
         done.map_err(|source| self.failed(source))
     }
 
-    fn failed(&self, source: sqlx::Error) -> StateError {
-        // SQLITE_BUSY, https://www.sqlite.org/rescode.html#busy
-        let busy = source.as_database_error().and_then(|error| error.code()).is_some_and(|code| code == "5");
-        if busy {
-            return StateError::Held { place: self.place.clone(), by: "another process".to_owned() };
-        }
-        StateError::Backend { place: self.place.clone(), source: source.into() }
-    }
-}
-
-impl StateBackend for SqlState {
-    fn open(&self, max_bytes: u64) -> Result<Vec<Generation>, StateError> {
+    fn read(&self, max_bytes: u64) -> Result<Vec<Generation>, StateError> {
         let limit = i64::try_from(max_bytes).unwrap_or(i64::MAX);
         let rows = self.run(async move |connection| {
             // The lock is taken by the first transaction that writes, and kept.
             let mut transaction = connection.begin_with("BEGIN EXCLUSIVE").await?;
             sqlx::query(TABLE).execute(&mut *transaction).await?;
             let rows = sqlx::query(
-                "SELECT generation, length(document), CASE WHEN length(document) <= ?1 THEN document END
+                "SELECT generation, coalesce(length(document), 0), CASE WHEN length(document) <= ?1 AND typeof(document) = 'blob' THEN document END
                  FROM service_state WHERE aside IS NULL ORDER BY generation DESC",
             )
             .bind(limit)
@@ -103,11 +106,40 @@ impl StateBackend for SqlState {
         })?;
         *self.found.lock() = rows.iter().map(|(generation, ..)| *generation).collect();
         let generation = |(generation, bytes, document): (i64, i64, Option<Vec<u8>>)| {
-            let too_large = || format!("it has {bytes} bytes, more than the {max_bytes} allowed");
+            let too_large = || format!("it has {bytes} bytes of the {max_bytes} allowed, or is no BLOB");
             let name = format!("generation {generation} of {}", self.place);
             Generation::new(name, document.ok_or_else(too_large))
         };
         Ok(rows.into_iter().map(generation).collect())
+    }
+
+    fn failed(&self, source: sqlx::Error) -> StateError {
+        if code(&source) == Some(BUSY_CODE) {
+            return StateError::Held { place: self.place.clone(), by: "another process".to_owned() };
+        }
+        StateError::Backend { place: self.place.clone(), source: source.into() }
+    }
+}
+
+impl StateBackend for SqlState {
+    fn open(&self, max_bytes: u64) -> Result<Vec<Generation>, StateError> {
+        match self.read(max_bytes) {
+            Err(StateError::Backend { place, source }) if is_damage(&*source) => {
+                // What is in a state never keeps a service from starting: the whole file is moved away.
+                *self.connection.lock() = None;
+                let file = self.options.get_filename();
+                let mut aside = file.as_os_str().to_owned();
+                aside.push(".damaged");
+                std::fs::rename(file, &aside)
+                    .map_err(|source| StateError::Backend { place: place.clone(), source: source.into() })?;
+                let reason = format!("{source}; it is now {}", aside.display());
+                let mut generations = self.read(max_bytes)?;
+                self.found.lock().push(NOT_A_ROW);
+                generations.push(Generation::new(place, Err(reason)));
+                Ok(generations)
+            }
+            read => read,
+        }
     }
 
     fn save(&self, document: &[u8]) -> Result<(), StateError> {
@@ -120,9 +152,12 @@ impl StateBackend for SqlState {
             .bind(document)
             .execute(&mut *transaction)
             .await?;
+            // The newest two of those that can be used, and of those that cannot.
             sqlx::query(
-                "DELETE FROM service_state WHERE generation <= (SELECT max(generation) FROM service_state) - 2
-                 AND aside IS NULL",
+                "DELETE FROM service_state WHERE generation NOT IN
+                 (SELECT generation FROM service_state WHERE aside IS NULL ORDER BY generation DESC LIMIT 2)
+                 AND generation NOT IN
+                 (SELECT generation FROM service_state WHERE aside IS NOT NULL ORDER BY aside DESC LIMIT 2)",
             )
             .execute(&mut *transaction)
             .await?;
@@ -132,6 +167,9 @@ impl StateBackend for SqlState {
 
     fn set_aside(&self, index: usize, now_unix_ms: u64) -> Result<Option<String>, StateError> {
         let Some(generation) = self.found.lock().get(index).copied() else { return Ok(None) };
+        if generation == NOT_A_ROW {
+            return Ok(None);
+        }
         let now = i64::try_from(now_unix_ms).unwrap_or(i64::MAX);
         self.run(async move |connection| {
             sqlx::query("UPDATE service_state SET aside = ?1 WHERE generation = ?2")

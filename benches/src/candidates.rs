@@ -5,12 +5,15 @@
 use std::future::Future;
 use std::hint::black_box;
 use std::pin::pin;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::task::{Context, Waker};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
+use std::task::{Context, Poll, Waker};
+use std::time::Duration;
 
+use shutdown_core::breaker::{Breaker, Config};
 use shutdown_core::{Latch, ShutdownCoordinator};
-use tokio::sync::Notify;
+use tokio::sync::{Notify, RwLock};
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
@@ -117,4 +120,114 @@ pub(crate) fn polls() -> Vec<Candidate> {
             black_box(flag.load(Ordering::Acquire));
         }),
     ]
+}
+
+/// A call through a closed breaker: asked for, and well. Each asks `clock` once.
+pub(crate) fn breakers(clock: impl Fn() -> Instant + Copy + Send + Sync + 'static) -> Vec<Candidate> {
+    let ours = Breaker::new("a", Config::default(), Instant::now());
+    let seed = SeedBreaker::default();
+    let locked = LockedBreaker::default();
+    let word = AtomicU64::new(0);
+    vec![
+        plain("Breaker (ours)", true, move || {
+            let now = clock();
+            if let Ok(permit) = black_box(&ours).try_acquire(now) {
+                permit.success(now);
+            }
+        }),
+        plain("tokio::sync::RwLock, one write and two reads", false, move || {
+            spin(async {
+                if black_box(&seed).should_allow_request(clock).await {
+                    seed.record_success().await;
+                }
+            });
+        }),
+        plain("std::sync::Mutex around state and window", false, move || black_box(&locked).call(clock)),
+        plain("fetch_add on one word (no breaker: the floor of one word)", false, move || {
+            black_box(clock());
+            black_box(word.fetch_add(1, Ordering::Relaxed));
+        }),
+    ]
+}
+
+/// Polls again at once: kinder to a lock of tokio's than parking the thread until it is woken.
+fn spin<T>(future: impl Future<Output = T>) -> T {
+    let mut future = pin!(future);
+    let mut context = Context::from_waker(Waker::noop());
+    loop {
+        match future.as_mut().poll(&mut context) {
+            Poll::Ready(value) => return value,
+            Poll::Pending => std::hint::spin_loop(),
+        }
+    }
+}
+
+/// The shape of the system we come from: state and window behind locks of tokio's, a write lock for each call to see
+/// whether the (tumbling) window is over, and the counters beside it.
+struct SeedBreaker {
+    state: RwLock<Closed>,
+    window_start: RwLock<Instant>,
+    total: AtomicU64,
+    failed: AtomicU64,
+}
+
+#[derive(Clone, Copy)]
+struct Closed;
+
+impl Default for SeedBreaker {
+    fn default() -> Self {
+        Self {
+            state: RwLock::new(Closed),
+            window_start: RwLock::new(Instant::now()),
+            total: AtomicU64::new(0),
+            failed: AtomicU64::new(0),
+        }
+    }
+}
+
+/// As ours by default.
+const WINDOW: Duration = Duration::from_secs(10);
+
+impl SeedBreaker {
+    async fn should_allow_request(&self, clock: impl Fn() -> Instant) -> bool {
+        let mut start = self.window_start.write().await;
+        // Its only look at the clock.
+        let now = clock();
+        if now - *start >= WINDOW {
+            *start = now;
+            self.total.store(0, Ordering::SeqCst);
+            self.failed.store(0, Ordering::SeqCst);
+        }
+        drop(start);
+        let Closed = black_box(*self.state.read().await);
+        true
+    }
+
+    async fn record_success(&self) {
+        self.total.fetch_add(1, Ordering::SeqCst);
+        let Closed = black_box(*self.state.read().await);
+    }
+}
+
+/// What one would write first: everything behind one lock, taken to ask and taken to answer.
+struct LockedBreaker(Mutex<(bool, Instant, u64)>);
+
+impl Default for LockedBreaker {
+    fn default() -> Self {
+        Self(Mutex::new((true, Instant::now(), 0)))
+    }
+}
+
+impl LockedBreaker {
+    fn call(&self, clock: impl Fn() -> Instant) {
+        let closed = black_box(self.0.lock().expect("nobody panics").0);
+        if closed {
+            let now = clock();
+            let mut all = self.0.lock().expect("nobody panics");
+            if now - all.1 >= WINDOW {
+                (all.1, all.2) = (now, 0);
+            }
+            all.2 += 1;
+        }
+    }
 }

@@ -13,6 +13,8 @@ mod table;
 use std::process::ExitCode;
 use std::time::Duration;
 
+use tokio::time::Instant;
+
 use crate::candidates::Candidate;
 use crate::harness::{Pace, Threads, measure};
 use crate::serving::{CONTENDERS, Protocol};
@@ -27,9 +29,9 @@ const REQUESTS: Pace =
     Pace { window: Duration::from_millis(1), batch: 8, enough: 1001, patience: Duration::from_secs(60) };
 
 const USAGE: &str = "\
-usage: shutdown-benches [guards|hyper|instructions] [--save]
+usage: shutdown-benches [guards|breaker|hyper|instructions] [--save]
        shutdown-benches count <candidate> <h1|h2> <requests>
-Without a subject it measures guards and hyper. --save also writes benches/results/.
+Without a subject it measures guards, breaker and hyper. --save also writes benches/results/.
 count serves so many requests and prints nothing; instructions runs it under callgrind.";
 
 fn main() -> ExitCode {
@@ -44,8 +46,13 @@ fn main() -> ExitCode {
         words.pop();
     }
     let done = match words.as_slice() {
-        [] => show("guards", &guards(), save) && show("hyper", &hyper(), save),
+        [] => {
+            show("guards", &guards(), save)
+                && show("breaker", &breaker(), save)
+                && show("hyper", &hyper(), save)
+        }
         ["guards"] => show("guards", &guards(), save),
+        ["breaker"] => show("breaker", &breaker(), save),
         ["hyper"] => show("hyper", &hyper(), save),
         ["instructions"] => match instructions::compare() {
             Ok((page, met)) => show("instructions", &page, save) && met,
@@ -107,6 +114,18 @@ fn guards() -> String {
         ),
     ];
     table::page("Guards and waits against their peers", &tables)
+}
+
+/// A call through a closed circuit breaker.
+fn breaker() -> String {
+    const SEED: &str = "tokio::sync::RwLock, one write and two reads";
+    let goals = [Threads::One, Threads::Two].map(|threads| Goal { threads, peer: SEED, at_most: 0.15 });
+    let noon = Instant::now();
+    let tables = [
+        run("A call, each with one look at the clock", &candidates::breakers(Instant::now), &goals),
+        run("The same without the clock: what the breaker adds", &candidates::breakers(move || noon), &goals),
+    ];
+    table::page("Asking a closed circuit breaker and telling it of a success", &tables)
 }
 
 fn run(title: &'static str, candidates: &[Candidate], goals: &[Goal]) -> Table {

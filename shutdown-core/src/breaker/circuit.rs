@@ -270,7 +270,8 @@ impl Breaker {
         }
     }
 
-    /// Brings back what a process before this one knew, unless this one knows better. Whether it did.
+    /// Brings back what a process before this one knew, unless this one knows better; whether it did. `remaining` is at
+    /// most a sleep: see `Record::remaining`.
     pub(super) fn restore(&self, remaining: Duration, now: Instant) -> bool {
         let mut half = self.half.lock();
         if self.word.load(Ordering::Relaxed) != CLOSED || !self.window.is_untouched() {
@@ -280,7 +281,7 @@ impl Breaker {
         if remaining.is_zero() {
             self.go(&mut half, State::HalfOpen);
         } else {
-            self.open(&mut half, self.at(now), remaining.min(self.settings.sleep));
+            self.open(&mut half, self.at(now), remaining);
         }
         // Nothing happened that a counter should count.
         half.changes = changes;

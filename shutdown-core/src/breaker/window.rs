@@ -47,8 +47,9 @@ pub(super) struct Count {
 
 #[derive(Debug)]
 pub(super) struct Window {
-    /// A slot's length in nanoseconds.
-    slot: u64,
+    /// 2⁶⁴ divided by a slot's length in nanoseconds, rounded up: a multiplication is a third of a division. It puts the
+    /// end of a slot too early by a part of it that is the age of the breaker divided by 584 years.
+    slots: u64,
     shards: Box<[Shard]>,
 }
 
@@ -63,7 +64,8 @@ impl Window {
         let shards = if cfg!(shutdown_loom) { 1 } else { default_shards().min(MOST_SHARDS) };
         let shard = |_| Shard(std::array::from_fn(|_| AtomicU64::new(0)));
         let length = u64::try_from(length.as_nanos()).expect("a day at most");
-        Self { slot: (length / (CELLS - 1)).max(1), shards: (0..shards).map(shard).collect() }
+        let slot = (length / (CELLS - 1)).max(2);
+        Self { slots: u64::MAX / slot + 1, shards: (0..shards).map(shard).collect() }
     }
 
     /// Counts one call that ended at `at`, in nanoseconds from the breaker's birth.
@@ -119,7 +121,8 @@ impl Window {
 
     #[inline]
     fn slot(&self, era: u64, at: u64) -> u64 {
-        (at / self.slot).wrapping_add(era.wrapping_mul(ERA)) % SLOTS
+        let slot = (u128::from(at) * u128::from(self.slots)) >> 64;
+        (slot as u64).wrapping_add(era.wrapping_mul(ERA)) % SLOTS
     }
 }
 

@@ -126,7 +126,8 @@ fn sql_state_counts_over_a_stop_and_a_kill_and_tells_a_second_process_to_leave()
     assert_eq!(last.exit_code(PATIENCE), 0, "{}", last.stderr());
 
     // A file that is no database any more is moved away, and named; the service starts.
-    std::fs::write(dir.path().join("sql-state.db"), "no database at all, whatever its name may say").expect("a file");
+    std::fs::write(dir.path().join("sql-state.db"), "no database at all, whatever its name may say")
+        .expect("a file");
     let mut anew = start();
     anew.stdout_line(|line| line == "working");
     let said = anew.stderr_so_far();

@@ -8,6 +8,7 @@ mod candidates;
 mod harness;
 mod instructions;
 mod serving;
+mod state;
 mod table;
 
 use std::process::ExitCode;
@@ -29,7 +30,7 @@ const REQUESTS: Pace =
     Pace { window: Duration::from_millis(1), batch: 8, enough: 1001, patience: Duration::from_secs(60) };
 
 const USAGE: &str = "\
-usage: shutdown-benches [guards|breaker|hyper|instructions] [--save]
+usage: shutdown-benches [guards|breaker|hyper|instructions|state] [--save]
        shutdown-benches count <candidate> <h1|h2> <requests>
 Without a subject it measures guards, breaker and hyper. --save also writes benches/results/.
 count serves so many requests and prints nothing; instructions runs it under callgrind.";
@@ -58,6 +59,13 @@ fn main() -> ExitCode {
             Ok((page, met)) => show("instructions", &page, save) && met,
             Err(sentence) => {
                 eprintln!("{sentence}");
+                false
+            }
+        },
+        ["state"] => match state::compare() {
+            Ok(page) => show("state", &page, save),
+            Err(error) => {
+                eprintln!("the disk under the program: {error}");
                 false
             }
         },

@@ -346,7 +346,18 @@ impl EdgeProxy {
     ///
     /// If it does not.
     pub fn start<K: AsRef<OsStr>, V: AsRef<OsStr>>(env: impl IntoIterator<Item = (K, V)>) -> Self {
-        let dir = tempfile::tempdir().expect("a temporary directory");
+        Self::start_in(tempfile::tempdir().expect("a temporary directory"), env)
+    }
+
+    /// As [`start`](Self::start), with what an earlier one has left in `dir`; see [`into_dir`](Self::into_dir).
+    ///
+    /// # Panics
+    ///
+    /// If it does not start.
+    pub fn start_in<K: AsRef<OsStr>, V: AsRef<OsStr>>(
+        dir: tempfile::TempDir,
+        env: impl IntoIterator<Item = (K, V)>,
+    ) -> Self {
         let process = Process::start(Self::command(dir.path()).envs(env));
         let listen = process.address("  traffic ");
         let admin = process.address("  admin ");
@@ -365,6 +376,21 @@ impl EdgeProxy {
     /// Its process, where it serves, and the directory that must outlive it.
     pub fn into_parts(self) -> (Process, SocketAddr, tempfile::TempDir) {
         (self.process, self.listen, self.dir)
+    }
+
+    /// Its directory, once it has ended, for the next one.
+    ///
+    /// # Panics
+    ///
+    /// If it has not ended.
+    pub fn into_dir(self) -> tempfile::TempDir {
+        assert!(self.process.status.is_some(), "it still uses its directory");
+        self.dir
+    }
+
+    /// Its directory; its data is in `data`.
+    pub fn dir(&self) -> &Path {
+        self.dir.path()
     }
 
     /// The last report on disk.

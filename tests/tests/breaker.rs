@@ -2,6 +2,7 @@
 
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::path::Path;
 use std::sync::{Arc, Condvar, Mutex};
 use std::time::Duration;
 
@@ -360,4 +361,88 @@ fn off_is_off() {
     let status = get(proxy.admin, "/status").expect("status").json();
     assert_eq!(status["breakers"], Value::Array(Vec::new()));
     assert!(!metrics(&proxy).contains("circuit_breaker"));
+}
+
+/// Stops the proxy and starts another one on what it has left.
+fn restarted(mut proxy: EdgeProxy, upstream: &Upstream, meanwhile: impl FnOnce(&Path)) -> EdgeProxy {
+    proxy.process.signal(Signal::TERM);
+    assert_eq!(proxy.process.exit_code(PATIENCE), 0, "{}", proxy.process.stderr());
+    let dir = proxy.into_dir();
+    meanwhile(&dir.path().join("data"));
+    EdgeProxy::start_in(dir, [("EDGE_PROXY_UPSTREAM", upstream.url())])
+}
+
+#[test]
+fn an_open_breaker_is_open_after_a_restart_for_what_remained_and_then_exactly_three_probe() {
+    const SLEEP: Duration = Duration::from_secs(5);
+    let upstream = Upstream::start(Told::Answer(500));
+    // The defaults of the system we come from.
+    let proxy = EdgeProxy::start([("EDGE_PROXY_UPSTREAM", upstream.url())]);
+    assert_eq!(statuses(&proxy, 20), [500; 20]);
+    let opened = Stopwatch::start();
+    upstream.tell(Told::Hold);
+
+    let proxy = &restarted(proxy, &upstream, |_| {});
+    let status = get(proxy.admin, "/status").expect("status").json();
+    let remaining = Duration::from_millis(status["breakers"][0]["remaining_open_ms"].as_u64().unwrap_or(0));
+    println!("after the restart: open for another {remaining:?}, {:?} after it opened", opened.elapsed());
+    assert_eq!(breakers(&status), [(upstream.url(), "open".to_owned(), 0)]);
+    assert!((remaining + opened.elapsed()).abs_diff(SLEEP) <= Duration::from_millis(200), "{status:#}");
+    assert!(is_refused(&ask(proxy)));
+    let said = proxy.process.stderr_so_far();
+    let line = said.lines().find(|line| line.contains("state: from ")).unwrap_or_else(|| panic!("{said}"));
+    assert!(line.contains("restored=\"breakers\"") && line.contains("shutdown_at="), "{line}");
+
+    status_until(proxy.admin, state_is("half_open"));
+    let half_open = opened.elapsed();
+    println!("half-open {half_open:?} after it opened");
+    assert!(half_open.abs_diff(SLEEP) <= Duration::from_millis(200), "{half_open:?}");
+    assert_eq!(upstream.came(), 20, "the upstream was left alone until now");
+
+    let answers = std::thread::scope(|scope| {
+        let clients: Vec<_> = (0..20).map(|_| scope.spawn(|| ask(proxy))).collect();
+        upstream.keeps(3);
+        // The others are refused while the three are under way.
+        status_until(proxy.admin, |status| status["requests"]["active"] == 3);
+        assert_eq!(breakers(&get(proxy.admin, "/status").expect("status").json())[0].2, 3);
+        assert_eq!(upstream.came(), 23);
+        upstream.tell(Told::Answer(200));
+        clients.into_iter().map(|client| client.join().expect("no client panics")).collect::<Vec<_>>()
+    });
+    let served = answers.iter().filter(|answer| answer.status == 200).count();
+    let refused = answers.iter().filter(|answer| is_refused(answer)).count();
+    assert_eq!((served, refused), (3, 17));
+    status_until(proxy.admin, state_is("closed"));
+}
+
+#[test]
+fn without_its_state_a_restarted_proxy_asks_the_broken_upstream_at_once() {
+    let upstream = Upstream::start(Told::Answer(500));
+    let proxy = EdgeProxy::start([("EDGE_PROXY_UPSTREAM", upstream.url())]);
+    assert_eq!(statuses(&proxy, 20), [500; 20]);
+    status_until(proxy.admin, state_is("open"));
+    let proxy = restarted(proxy, &upstream, |data| {
+        for generation in ["state.json", "state.json.1"] {
+            std::fs::remove_file(data.join(generation)).expect("it was saved");
+        }
+    });
+    assert_eq!(ask(&proxy).status, 500, "control: nobody knows that it is broken");
+    assert_eq!(upstream.came(), 21);
+}
+
+#[test]
+fn the_breakers_of_a_legacy_state_half_open() {
+    let upstream = Upstream::start(Told::Answer(200));
+    let dir = tempfile::tempdir().expect("a temporary directory");
+    std::fs::create_dir(dir.path().join("data")).expect("a directory");
+    let legacy = format!(
+        r#"{{"peers":["{0}"],"shutdown_at":1700000000,"build_id":"0badcafe-x86_64",
+            "circuit_breakers":[{{"peer":"{0}","state":"Open","error_count":9,"total_count":10}}]}}"#,
+        upstream.addr
+    );
+    std::fs::write(dir.path().join("data/sweetmcp_state.json"), legacy).expect("a file");
+    let proxy = EdgeProxy::start_in(dir, [("EDGE_PROXY_UPSTREAM", upstream.url())]);
+    status_until(proxy.admin, state_is("half_open"));
+    assert_eq!(statuses(&proxy, 3), [200; 3]);
+    status_until(proxy.admin, state_is("closed"));
 }

@@ -113,10 +113,18 @@ pub(crate) fn compare() -> io::Result<String> {
     Ok(page("A save of the state against its bytes", &[Table(text)]))
 }
 
-/// A source as a program has it: behind a lock, and copied out of it.
-fn source<T: Clone + Serialize + Send + 'static>(name: &'static str, records: Vec<T>) -> StateSource {
+/// A source as a program has it: written down under its lock, without a copy.
+fn source<T: Serialize + Send + 'static>(name: &'static str, records: Vec<T>) -> StateSource {
     let records = Arc::new(Mutex::new(records));
-    StateSource::new(name, move || Ok(records.lock().clone()), |_: serde_json::Value, _| Ok(()))
+    StateSource::new(name, move || Ok(Shared(Arc::clone(&records))), |_: serde_json::Value, _| Ok(()))
+}
+
+struct Shared<T>(Arc<Mutex<Vec<T>>>);
+
+impl<T: Serialize> Serialize for Shared<T> {
+    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        self.0.lock().serialize(serializer)
+    }
 }
 
 fn addr(n: u32) -> String {

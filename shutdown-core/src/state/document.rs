@@ -152,7 +152,7 @@ impl Document {
         let mut sections = Sections::default();
         for (name, data) in parsed.0 {
             let at = older.get(&name).copied().unwrap_or(saved_at).min(LARGEST);
-            sections.put(name, data.to_owned(), at);
+            sections.put(name, data.get().to_owned(), at);
         }
         Ok(Self {
             node_id: object.required("node_id")?,
@@ -179,35 +179,48 @@ impl Document {
 
     /// The file's bytes, ending in a newline.
     pub fn to_bytes(&self) -> Vec<u8> {
-        let sections = self.sections.to_json();
-        let mut file = Vec::with_capacity(sections.len() + 512);
+        let mut file = Vec::new();
+        self.write(&mut file);
+        file
+    }
+
+    /// Writes the file's bytes in place of what is in `file`.
+    pub(super) fn write(&self, file: &mut Vec<u8>) {
+        file.clear();
         file.extend_from_slice(b"{\n");
-        let mut field = |name: &str, value: &str| {
-            file.extend_from_slice(b"  ");
-            file.extend_from_slice(quoted(name).as_bytes());
-            file.extend_from_slice(b": ");
-            file.extend_from_slice(value.as_bytes());
-            file.extend_from_slice(b",\n");
+        let field = |file: &mut Vec<u8>, name: &str, value: &str| {
+            for part in ["  ", &quoted(name), ": ", value, ",\n"] {
+                file.extend_from_slice(part.as_bytes());
+            }
         };
-        field("schema", &SCHEMA.to_string());
-        field("node_id", &quoted(&self.node_id));
-        field("incarnation", &self.incarnation.to_string());
-        field("saved_at", &self.saved_at.to_string());
-        field("shutdown_at", &self.shutdown_at.map_or("null".to_owned(), |at| at.to_string()));
-        field("clean", if self.clean { "true" } else { "false" });
+        field(file, "schema", &SCHEMA.to_string());
+        field(file, "node_id", &quoted(&self.node_id));
+        field(file, "incarnation", &self.incarnation.to_string());
+        field(file, "saved_at", &self.saved_at.to_string());
+        field(file, "shutdown_at", &self.shutdown_at.map_or("null".to_owned(), |at| at.to_string()));
+        field(file, "clean", if self.clean { "true" } else { "false" });
         for (name, value) in &self.unknown {
-            field(name, value.get());
+            field(file, name, value.get());
         }
         let older = self.sections.older_than(self.saved_at);
         if !older.is_empty() {
-            field("sections_saved_at", &serde_json::to_string(&older).expect("names and numbers are JSON"));
+            field(
+                file,
+                "sections_saved_at",
+                &serde_json::to_string(&older).expect("names and numbers are JSON"),
+            );
         }
-        field("crc32", &crc32fast::hash(sections.as_bytes()).to_string());
+        // As wide as any, to be filled in when the sections are known: they are long, and copied once.
+        let before = file.len();
+        field(file, "crc32", &format!("{:>10}", u32::MAX));
+        let crc32 = before + "  \"crc32\": ".len();
         file.extend_from_slice(b"  \"sections\": ");
-        let head = crc32fast::hash(&file);
-        file.extend_from_slice(sections.as_bytes());
+        let head = file.len();
+        self.sections.write(file);
+        let sections = format!("{:>10}", crc32fast::hash(&file[head..]));
+        file[crc32..crc32 + sections.len()].copy_from_slice(sections.as_bytes());
+        let head = crc32fast::hash(&file[..head]);
         file.extend_from_slice(format!(",\n  \"head_crc32\": {head}\n}}\n").as_bytes());
-        file
     }
 }
 

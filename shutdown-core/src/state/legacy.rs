@@ -4,8 +4,6 @@
 //! "error_count", "total_count"}]}`. It has no schema, no checksum and no time but the shutdown's. That program
 //! dropped it when its build id was another, that is at every deployment; here the build id is not looked at.
 
-use serde_json::value::RawValue;
-
 use super::document::{Damage, Document, LARGEST, Object};
 use super::sections::Sections;
 
@@ -28,11 +26,11 @@ pub(super) fn read(object: &Object<'_>) -> Result<Option<Document>, Damage> {
     let mut sections = Sections::default();
     if let Some(addresses) = object.optional::<Vec<String>>("peers")? {
         let peers: Vec<_> = addresses.iter().map(|addr| serde_json::json!({ "addr": addr })).collect();
-        let peers = serde_json::value::to_raw_value(&peers).expect("strings are JSON");
+        let peers = serde_json::to_string(&peers).expect("strings are JSON");
         sections.put("peers".into(), peers, saved_at);
     }
     if let Some(breakers) = breakers {
-        sections.put("breakers".into(), RawValue::to_owned(breakers), saved_at);
+        sections.put("breakers".into(), breakers.get().to_owned(), saved_at);
     }
     Ok(Some(Document {
         saved_at,

@@ -4,7 +4,6 @@ use std::collections::BTreeMap;
 
 use serde::Serialize;
 use serde::de::DeserializeOwned;
-use serde_json::value::{RawValue, to_raw_value};
 
 use super::document::quoted;
 
@@ -19,7 +18,8 @@ pub struct Sections(BTreeMap<String, Section>);
 
 #[derive(Clone, Debug)]
 struct Section {
-    data: Box<RawValue>,
+    /// JSON.
+    data: String,
     /// Milliseconds since the Unix epoch; [`LIVE`] while the program is what knows it.
     saved_at: u64,
 }
@@ -31,12 +31,12 @@ impl Sections {
     ///
     /// It is of another shape.
     pub fn get<T: DeserializeOwned>(&self, name: &str) -> Result<Option<T>, serde_json::Error> {
-        self.0.get(name).map(|section| serde_json::from_str(section.data.get())).transpose()
+        self.0.get(name).map(|section| serde_json::from_str(&section.data)).transpose()
     }
 
     /// A section's JSON, as it was written.
     pub fn json(&self, name: &str) -> Option<&str> {
-        self.0.get(name).map(|section| section.data.get())
+        self.0.get(name).map(|section| &*section.data)
     }
 
     /// When a section was saved, milliseconds since the Unix epoch; `None` if it is not there or was set in this run.
@@ -52,7 +52,7 @@ impl Sections {
     ///
     /// The value cannot be written as JSON. The section is then as it was.
     pub fn set<T: Serialize + ?Sized>(&mut self, name: &str, value: &T) -> Result<(), serde_json::Error> {
-        self.put(name.to_owned(), to_raw_value(value)?, LIVE);
+        self.put(name.to_owned(), serde_json::to_string(value)?, LIVE);
         Ok(())
     }
 
@@ -67,12 +67,23 @@ impl Sections {
     }
 
     /// A section and when it was saved.
-    pub(super) fn entry(&self, name: &str) -> Option<(&RawValue, u64)> {
+    pub(super) fn entry(&self, name: &str) -> Option<(&str, u64)> {
         self.0.get(name).map(|section| (&*section.data, section.saved_at))
     }
 
-    pub(super) fn put(&mut self, name: String, data: Box<RawValue>, saved_at: u64) {
+    pub(super) fn put(&mut self, name: String, data: String, saved_at: u64) {
         self.0.insert(name, Section { data, saved_at });
+    }
+
+    /// Exchanges a section's JSON for another one.
+    pub(super) fn exchange(&mut self, name: &str, data: &mut String, saved_at: u64) {
+        match self.0.get_mut(name) {
+            Some(section) => {
+                std::mem::swap(&mut section.data, data);
+                section.saved_at = saved_at;
+            }
+            None => self.put(name.to_owned(), std::mem::take(data), saved_at),
+        }
     }
 
     /// The sections that were not saved at `at`, with their times.
@@ -81,19 +92,20 @@ impl Sections {
         older.map(|(name, section)| (name.as_str(), section.saved_at)).collect()
     }
 
-    /// The object that stands in the file.
-    pub(super) fn to_json(&self) -> String {
-        let length: usize =
-            self.0.iter().map(|(name, section)| name.len() + section.data.get().len() + 16).sum();
-        let mut json = String::with_capacity(length + 8);
-        json.push('{');
+    /// How many there are.
+    pub(super) fn len(&self) -> usize {
+        self.0.len()
+    }
+
+    /// Writes the object that stands in the file.
+    pub(super) fn write(&self, into: &mut Vec<u8>) {
+        into.push(b'{');
         for (place, (name, section)) in self.0.iter().enumerate() {
-            json.push_str(if place == 0 { "\n    " } else { ",\n    " });
-            json.push_str(&quoted(name));
-            json.push_str(": ");
-            json.push_str(section.data.get());
+            into.extend_from_slice(if place == 0 { b"\n    " } else { b",\n    " });
+            into.extend_from_slice(quoted(name).as_bytes());
+            into.extend_from_slice(b": ");
+            into.extend_from_slice(section.data.as_bytes());
         }
-        json.push_str(if self.0.is_empty() { "}" } else { "\n  }" });
-        json
+        into.extend_from_slice(if self.0.is_empty() { b"}" } else { b"\n  }" });
     }
 }

@@ -6,13 +6,13 @@ use std::time::Duration;
 
 use serde::Serialize;
 use serde::de::DeserializeOwned;
-use serde_json::value::{RawValue, to_raw_value};
 
 use crate::error::BoxError;
 use crate::unwind::panic_message;
 
-type Capture = dyn Fn() -> Result<Box<RawValue>, BoxError> + Send + Sync;
-type Restore = dyn Fn(&RawValue, Saved) -> Result<(), BoxError> + Send + Sync;
+/// Writes JSON.
+type Capture = dyn Fn(&mut Vec<u8>) -> Result<(), BoxError> + Send + Sync;
+type Restore = dyn Fn(&str, Saved) -> Result<(), BoxError> + Send + Sync;
 
 /// What is known about a section that is being restored.
 #[derive(Clone, Copy, Debug)]
@@ -70,8 +70,8 @@ impl StateSource {
         Self {
             name,
             max_age: None,
-            capture: Box::new(move || Ok(to_raw_value(&capture()?)?)),
-            restore: Box::new(move |data, saved| restore(serde_json::from_str(data.get())?, saved)),
+            capture: Box::new(move |into| Ok(serde_json::to_writer(into, &capture()?)?)),
+            restore: Box::new(move |data, saved| restore(serde_json::from_str(data)?, saved)),
         }
     }
 
@@ -82,11 +82,16 @@ impl StateSource {
         self
     }
 
-    pub(super) fn capture(&self) -> Result<Box<RawValue>, BoxError> {
-        calm(|| (self.capture)())
+    /// Writes the section's JSON into `into`, in place of what was there.
+    pub(super) fn capture(&self, into: &mut String) -> Result<(), BoxError> {
+        let mut bytes = std::mem::take(into).into_bytes();
+        bytes.clear();
+        calm(|| (self.capture)(&mut bytes))?;
+        *into = String::from_utf8(bytes)?;
+        Ok(())
     }
 
-    pub(super) fn restore(&self, data: &RawValue, saved: Saved) -> Result<(), BoxError> {
+    pub(super) fn restore(&self, data: &str, saved: Saved) -> Result<(), BoxError> {
         calm(|| (self.restore)(data, saved))
     }
 }

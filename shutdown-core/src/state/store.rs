@@ -24,6 +24,9 @@ pub const INTERVAL: Duration = Duration::from_secs(60);
 /// The most a state may have: some two hundred thousand peers.
 pub const MAX_BYTES: u64 = 64 * 1024 * 1024;
 
+/// Buffers beyond this are given back after a save.
+const KEPT_BUFFER: usize = 4 * 1024 * 1024;
+
 /// Keeps what a node knows over restarts and crashes.
 ///
 /// Given to [`Builder::state`](crate::Builder::state), it is opened and restored by `install`, saved every
@@ -73,6 +76,15 @@ struct Saving {
     shutdown_at: Option<u64>,
     /// What the last checkpoint failed with, as the log has said it.
     said: Option<String>,
+    /// Used again by every save: fresh memory costs as much as what is written into it.
+    buffers: Buffers,
+}
+
+#[derive(Debug, Default)]
+struct Buffers {
+    file: Vec<u8>,
+    /// One a source, exchanged with what it captured before.
+    sections: Vec<String>,
 }
 
 /// What is saved next.
@@ -174,7 +186,7 @@ impl StateStore {
             }
             let now = unix_ms();
             let loaded = self.noted(self.read(now))?;
-            let first = self.noted(self.write(&saving, now, false));
+            let first = self.noted(self.write(&mut saving, now, false));
             saving.said = first.as_ref().err().map(|error| sentence(error));
             (self.loaded.get_or_init(|| loaded), first)
         };
@@ -277,8 +289,8 @@ impl StateStore {
     /// The newest generation is as it was, except for [`StateError::Sections`], which tells of some parts.
     pub fn save(&self) -> Result<(), StateError> {
         self.open()?;
-        let saving = self.saving.lock();
-        self.noted(self.write(&saving, unix_ms(), false))
+        let mut saving = self.saving.lock();
+        self.noted(self.write(&mut saving, unix_ms(), false))
     }
 
     /// The last save of a shutdown; then the backend is closed.
@@ -286,7 +298,7 @@ impl StateStore {
         let opened = self.open().map(drop);
         let mut saving = self.saving.lock();
         saving.shutdown_at.get_or_insert_with(unix_ms);
-        let saved = opened.and_then(|()| self.noted(self.write(&saving, unix_ms(), true)));
+        let saved = opened.and_then(|()| self.noted(self.write(&mut saving, unix_ms(), true)));
         self.live.lock().closed = true;
         self.backend.close();
         saved
@@ -333,10 +345,18 @@ impl StateStore {
     }
 
     /// Captures and writes. The caller holds `saving`, and the store has been read.
-    fn write(&self, saving: &Saving, now: u64, last: bool) -> Result<(), StateError> {
-        let captured: Vec<_> = self.sources.iter().map(|source| (source.name, source.capture())).collect();
+    fn write(&self, saving: &mut Saving, now: u64, last: bool) -> Result<(), StateError> {
+        let Buffers { file, sections } = &mut saving.buffers;
+        sections.resize_with(self.sources.len(), String::new);
+        let mut captured = Vec::with_capacity(self.sources.len());
         let mut failed = Vec::new();
-        let bytes = {
+        for (source, into) in self.sources.iter().zip(sections) {
+            match source.capture(into) {
+                Ok(()) => captured.push((source.name, into)),
+                Err(error) => failed.push((source.name, sentence(&*error))),
+            }
+        }
+        {
             let mut live = self.live.lock();
             if live.closed {
                 return Err(StateError::Closed);
@@ -344,26 +364,26 @@ impl StateStore {
             // In one step with taking what there is: no update is lost between.
             live.closed = last;
             let live = live.document.as_mut().expect("the store is open");
-            for (name, captured) in captured {
-                match captured {
-                    Ok(data) => live.sections.put(name.to_owned(), data, now),
-                    Err(error) => failed.push((name, sentence(&*error))),
-                }
+            for (name, data) in captured {
+                live.sections.exchange(name, data, now);
             }
-            let sections = live.sections.names().count();
+            let sections = live.sections.len();
             if sections > MOST_FIELDS {
                 return Err(StateError::TooMany { sections, most: MOST_FIELDS });
             }
             live.saved_at = now;
             live.shutdown_at = saving.shutdown_at;
             live.clean = last;
-            live.to_bytes()
-        };
-        let size = bytes.len() as u64;
+            live.write(file);
+        }
+        let size = file.len() as u64;
         if size > self.max_bytes {
             return Err(StateError::TooLarge { bytes: size, max_bytes: self.max_bytes });
         }
-        self.backend.save(&bytes)?;
+        self.backend.save(file)?;
+        if file.capacity() > KEPT_BUFFER {
+            saving.buffers = Buffers::default();
+        }
         let mut status = self.status.lock();
         (status.saves, status.saved_at, status.bytes) = (status.saves + 1, now, size);
         if failed.is_empty() { Ok(()) } else { Err(StateError::Sections(failed)) }

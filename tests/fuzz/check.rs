@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use serde_json::value::RawValue;
-use shutdown_core::state::{Damage, Document};
+use shutdown_core::state::{Damage, Document, LARGEST};
 
 /// Reads the input; and if only its checksums are wrong, once more with the right ones: else no fuzzer gets behind
 /// them.
@@ -28,8 +28,11 @@ pub(crate) fn check(input: &[u8]) -> Result<(), Damage> {
     Ok(())
 }
 
-/// What was read is written so that it reads as the same, to the byte.
+/// No time is larger than every reader keeps, and what was read is written so that it reads as the same, to the byte.
 fn round_trip(document: &Document) {
+    let (_, incarnation, saved_at, shutdown_at, _, sections) = values(document);
+    let times = sections.iter().filter_map(|(_, _, at)| *at).chain(shutdown_at);
+    assert!(times.chain([incarnation, saved_at]).all(|number| number <= LARGEST), "{document:?}");
     let written = document.to_bytes();
     let again = Document::parse(&written).expect("what we write we can read");
     assert_eq!(values(&again), values(document));

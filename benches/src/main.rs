@@ -9,8 +9,10 @@ mod harness;
 mod instructions;
 mod serving;
 mod state;
+mod stopping;
 mod table;
 
+use std::path::Path;
 use std::process::ExitCode;
 use std::time::Duration;
 
@@ -32,8 +34,10 @@ const REQUESTS: Pace =
 const USAGE: &str = "\
 usage: shutdown-benches [guards|breaker|hyper|instructions|state] [--save]
        shutdown-benches count <candidate> <h1|h2> <requests>
+       shutdown-benches stop [<directory>]
 Without a subject it measures guards, breaker and hyper. --save also writes benches/results/.
-count serves so many requests and prints nothing; instructions runs it under callgrind.";
+count serves so many requests and prints nothing; instructions runs it under callgrind. stop is one shutdown, with a
+state in that directory or without one; state runs it.";
 
 fn main() -> ExitCode {
     if cfg!(debug_assertions) {
@@ -79,6 +83,13 @@ fn main() -> ExitCode {
             (contender.serve)(protocol, requests);
             true
         }
+        ["stop", dir @ ..] if !save && dir.len() < 2 => match stopping::once(dir.first().map(Path::new)) {
+            Ok(()) => true,
+            Err(error) => {
+                eprintln!("{error}");
+                false
+            }
+        },
         _ => return usage(),
     };
     if done { ExitCode::SUCCESS } else { ExitCode::FAILURE }

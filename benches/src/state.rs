@@ -46,14 +46,6 @@ pub(crate) fn compare() -> io::Result<String> {
     // Beside the program, and not in /tmp, which may be no disk.
     let beside = std::env::current_exe()?.parent().map(Path::to_owned).unwrap_or_default();
     let dir = tempfile::tempdir_in(beside)?;
-    let peers: Vec<_> = (0..RECORDS).map(peer).collect();
-    let breakers: Vec<_> = (0..RECORDS).map(breaker).collect();
-    let full = |store: StateStore| {
-        store
-            .node_id("edge-1")
-            .source(source("peers", peers.clone()))
-            .source(source("breakers", breakers.clone()))
-    };
     let store = full(StateStore::in_dir(dir.path().join("state")));
     store.save().map_err(io::Error::other)?;
     let nowhere = full(StateStore::new(Nowhere));
@@ -110,7 +102,16 @@ pub(crate) fn compare() -> io::Result<String> {
          serialises and sums up, and keeps the generation before it: a link and one rename more.\n\n\
          Goal: at most {GOAL:.2} of `files::replace`: {ratio:.2}, {met}.\n"
     );
-    Ok(page("A save of the state against its bytes", &[Table(text)]))
+    let drain = crate::stopping::compare(dir.path())?;
+    Ok(page("A save of the state against its bytes, and beside a drain", &[Table(text), Table(drain)]))
+}
+
+/// A store with everything a node of this size knows.
+pub(crate) fn full(store: StateStore) -> StateStore {
+    store
+        .node_id("edge-1")
+        .source(source("peers", (0..RECORDS).map(peer).collect()))
+        .source(source("breakers", (0..RECORDS).map(breaker).collect()))
 }
 
 /// A source as a program has it: written down under its lock, without a copy.
@@ -183,7 +184,7 @@ fn replace_without_directory(path: &Path, bytes: &[u8]) -> io::Result<()> {
     std::fs::rename(&beside, path)
 }
 
-fn median(values: impl Iterator<Item = f64>) -> f64 {
+pub(crate) fn median(values: impl Iterator<Item = f64>) -> f64 {
     let mut values: Vec<_> = values.collect();
     values.sort_by(f64::total_cmp);
     values[values.len() / 2]

@@ -82,8 +82,9 @@ fn a_node_that_is_killed_without_a_signal_has_its_last_checkpoint() {
 
 #[test]
 fn the_state_is_saved_however_the_shutdown_is_hurried_or_held_up() {
+    type Env = &'static [(&'static str, &'static str)];
     type End = fn(&mut Process, SocketAddr);
-    let endings: [(&str, &[(&str, &str)], End, i32); 5] = [
+    let endings: [(&str, Env, End, i32); 5] = [
         (
             "the drain's deadline",
             &[("SHUTDOWN_GRACEFUL_TIMEOUT", "1")],

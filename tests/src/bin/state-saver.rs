@@ -17,6 +17,7 @@ use std::path::Path;
 use std::process::ExitCode;
 
 use serde_json::{Value, json};
+use shutdown_core::sentence;
 use shutdown_core::state::{Loaded, StateError};
 use shutdown_tests::saved::{Counter, LENGTH, SECTION, check, content};
 
@@ -46,16 +47,6 @@ fn main() -> ExitCode {
 }
 
 type Done = Result<(), Box<dyn Error>>;
-
-fn sentence(error: &dyn Error) -> String {
-    let mut sentence = error.to_string();
-    let mut cause = error.source();
-    while let Some(error) = cause {
-        sentence += &format!(": {error}");
-        cause = error.source();
-    }
-    sentence
-}
 
 fn opened(counter: &Counter) -> Result<&Loaded, StateError> {
     let loaded = counter.store.open()?;

@@ -34,15 +34,15 @@
 //! |---|---|---|
 //! | closed | everybody | of at least `volume` calls in the window `percent` have failed; looked at with each failure |
 //! | open | nobody | `sleep` is over |
-//! | half-open | `probes` at a time | as many have succeeded: closed. One has failed: open again, for a whole `sleep` |
+//! | half-open | `probes` at a time; and when none of them has ended a `sleep` after the last began, as many again | as many have succeeded: closed. One has failed: open again, for a whole `sleep` |
 //!
 //! * The window slides in fifteenths: a call counts for the window's length, and up to a fifteenth longer.
 //! * The end of a sleep needs no timer: whoever looks after it sees half-open.
 //! * A permit of an earlier state changes nothing of the present one: an answer that comes after the breaker opened
 //!   closes nothing, a probe from before the last opening gives no place back.
 //! * Time is an argument. Only the drop of a permit under [`Dropped::Failure`] reads the clock.
-//! * While closed, a call costs one load, and with its result one compare-and-swap in a shard of its thread: no lock,
-//!   no allocation, no reference count ([`OwnedPermit`] costs that of its `Arc`).
+//! * While closed, a call costs one load, and with its success one compare-and-swap in a shard of its thread: no lock,
+//!   no allocation, no reference count ([`OwnedPermit`] costs that of its `Arc`). A failure adds up all shards.
 //!
 //! Parts: [`Config`] and its text form; [`Call`] and what it means; [`Breaker`], [`Permit`]; the window; [`Breakers`];
 //! [`Record`], which outlives the process.

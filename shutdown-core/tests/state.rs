@@ -209,6 +209,16 @@ fn a_directory_that_somebody_else_put_in_its_place_is_not_touched() {
 }
 
 #[test]
+fn a_lock_file_that_is_removed_is_made_again_and_saving_goes_on() {
+    let dir = tempfile::tempdir().unwrap();
+    let first = store(dir.path());
+    first.save().unwrap();
+    fs::remove_file(dir.path().join("state.lock")).unwrap();
+    first.save().unwrap();
+    assert!(matches!(store(dir.path()).open(), Err(StateError::Held { .. })));
+}
+
+#[test]
 fn a_lock_file_that_is_another_files_second_name_is_refused_and_nothing_written() {
     let dir = tempfile::tempdir().unwrap();
     let victim = dir.path().join("victim");

@@ -446,3 +446,51 @@ fn the_breakers_of_a_legacy_state_half_open() {
     assert_eq!(statuses(&proxy, 3), [200; 3]);
     status_until(proxy.admin, state_is("closed"));
 }
+
+/// A request that is left unanswered, until it is dropped.
+fn unanswered(proxy: &EdgeProxy) -> Connection {
+    let mut connection = Connection::open(proxy.listen).expect("it serves");
+    connection.send("GET", "/", "").expect("it reads");
+    connection
+}
+
+#[test]
+fn an_upstream_that_does_not_answer_before_its_clients_lose_patience_is_opened() {
+    let upstream = Upstream::start(Told::Hold);
+    let proxy = proxy(&[&upstream], "", "refuse");
+    let hasty: Vec<_> = (0..20).map(|_| unanswered(&proxy)).collect();
+    upstream.keeps(20);
+    drop(hasty);
+    let status = status_until(proxy.admin, |status| status["requests"]["active"] == 0);
+    assert_eq!(status["breakers"][0]["total_count"], 0, "control: who leaves at once says nothing of it");
+    let patient: Vec<_> = (0..20).map(|_| unanswered(&proxy)).collect();
+    upstream.keeps(40);
+    status_until(proxy.admin, |status| {
+        status["requests"]["active"] == 20
+            && status["oldest_in_flight"]["age_ms"].as_f64().is_some_and(|age| age > 10_300.0)
+    });
+    drop(patient);
+    status_until(proxy.admin, state_is("open"));
+}
+
+#[test]
+fn three_probes_that_hang_do_not_keep_it_half_open_for_ever() {
+    let upstream = Upstream::start(Told::Answer(500));
+    let proxy = proxy(&[&upstream], "sleep=1s", "refuse");
+    open(&proxy, &upstream);
+    upstream.tell(Told::Hold);
+    status_until(proxy.admin, state_is("half_open"));
+    let mut hanging: Vec<_> = (0..3).map(|_| unanswered(&proxy)).collect();
+    upstream.keeps(3);
+    assert!(is_refused(&ask(&proxy)));
+    // A sleep later three others may try.
+    let begin = Stopwatch::start();
+    while upstream.came() < 26 {
+        assert!(begin.elapsed() < PATIENCE);
+        hanging.push(unanswered(&proxy));
+        std::thread::park_timeout(Duration::from_millis(20));
+    }
+    assert!(begin.elapsed() > Duration::from_millis(700), "{:?}", begin.elapsed());
+    upstream.tell(Told::Answer(200));
+    status_until(proxy.admin, state_is("closed"));
+}

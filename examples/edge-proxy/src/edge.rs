@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use pingora_core::upstreams::peer::HttpPeer;
-use pingora_core::{Error, ErrorSource, ErrorType, Result};
+use pingora_core::{Error, ErrorSource, ErrorType, Result, RetryType};
 use pingora_http::ResponseHeader;
 use pingora_proxy::{ProxyHttp, Session};
 use shutdown_core::breaker::{Call, OwnedPermit};
@@ -16,8 +16,10 @@ use tokio::time::Instant;
 
 use crate::upstreams::{Picked, Tried, Upstreams};
 
-/// How long an upstream has to accept a connection.
+/// How long an upstream has to accept a connection, and its name to be resolved.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
+/// A client that leaves after this long without an answer has not changed its mind: its upstream does not answer.
+const NO_ANSWER: Duration = Duration::from_secs(10);
 
 /// Round robin with retries. It knows nothing of shutdowns: `shutdown_pingora` wraps it.
 #[derive(Debug)]
@@ -38,6 +40,10 @@ pub(crate) struct Way {
     /// Where it goes next, if that is decided already.
     next: Option<usize>,
     chosen: usize,
+    /// Since when that one was asked.
+    since: Option<Instant>,
+    /// A pooled connection turned out to be closed.
+    stale: bool,
     /// Until the breaker is told how it ended.
     permit: Option<OwnedPermit>,
 }
@@ -74,6 +80,7 @@ impl ProxyHttp for Edge {
 
     async fn upstream_peer(&self, _: &mut Session, way: &mut Way) -> Result<Box<HttpPeer>> {
         let upstreams = &self.upstreams;
+        way.since = Some(Instant::now());
         loop {
             way.chosen = match way.next.take() {
                 Some(chosen) => chosen,
@@ -85,7 +92,8 @@ impl ProxyHttp for Edge {
                     Picked::AllOpen(_) | Picked::NoneLeft => break,
                 },
             };
-            match upstreams.get(way.chosen).addr().await {
+            let resolved = tokio::time::timeout(CONNECT_TIMEOUT, upstreams.get(way.chosen).addr()).await;
+            match resolved.unwrap_or_else(|_| Err(std::io::ErrorKind::TimedOut.into())) {
                 Ok(addr) => {
                     let mut peer = HttpPeer::new(addr, false, String::new());
                     peer.options.connection_timeout = Some(CONNECT_TIMEOUT);
@@ -93,7 +101,8 @@ impl ProxyHttp for Edge {
                 }
                 Err(error) => {
                     tracing::warn!(upstream = %upstreams.get(way.chosen), %error, "upstream cannot be resolved");
-                    way.record(Call::ConnectFailed);
+                    // The resolver's failure, which says nothing about the upstream.
+                    way.record(Call::Abandoned);
                     upstreams.failed(way.chosen, &mut way.tried);
                 }
             }
@@ -146,16 +155,21 @@ impl ProxyHttp for Edge {
         reused: bool,
     ) -> Box<Error> {
         let mut error = error.more_context(format!("Peer: {peer}"));
+        // A pooled connection that its upstream has closed meanwhile, as it may; once in a request.
+        let closed = matches!(error.retry, RetryType::ReusedOnly) || *error.etype() == ErrorType::WriteError;
+        let stale = reused && closed && !std::mem::replace(&mut way.stale, true);
+        let unanswered =
+            way.since.is_some_and(|since| since.elapsed() >= NO_ANSWER) && session.is_body_done();
         if !session.req_header().method.is_idempotent() || session.as_ref().retry_buffer_truncated() {
             error.set_retry(false);
         } else {
             error.retry.decide_reuse(reused);
         }
         way.record(match (error.esource(), error.etype()) {
-            // A pooled connection that turned out to be closed; it goes on with another one.
-            _ if error.retry() => Call::Abandoned,
+            _ if stale => Call::Abandoned,
             (ErrorSource::Upstream, ErrorType::ReadTimedout | ErrorType::WriteTimedout) => Call::TimedOut,
             (ErrorSource::Upstream, _) => Call::Broken,
+            (ErrorSource::Downstream, _) if unanswered => Call::TimedOut,
             _ => Call::Abandoned,
         });
         error
@@ -173,7 +187,7 @@ impl ProxyHttp for Edge {
     }
 }
 
-/// 503 and when to come back. The client's connection stays as it is.
+/// 503 and when to come back. The client's connection stays as it is, unless its body does not come.
 async fn refuse(session: &mut Session, after: Duration) -> Result<()> {
     let mut answer = ResponseHeader::build(503, Some(2))?;
     answer.insert_header("Retry-After", retry_after(after))?;
@@ -181,7 +195,10 @@ async fn refuse(session: &mut Session, after: Duration) -> Result<()> {
     session.write_response_header(Box::new(answer), true).await?;
     if !session.is_body_done() {
         // Closing a socket with unread bytes resets it, and a reset can overtake the answer: RFC 9112, section 9.6.
-        let _ = tokio::time::timeout(UNREAD_BODY, session.drain_request_body()).await;
+        if tokio::time::timeout(UNREAD_BODY, session.drain_request_body()).await.is_err() {
+            // Else it would be waited for once more, without a limit.
+            session.set_keepalive(None);
+        }
     }
     Ok(())
 }

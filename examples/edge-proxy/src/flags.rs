@@ -31,7 +31,8 @@ pub(crate) struct Flags {
     pub(crate) upstream: Vec<String>,
     /// When an upstream is left alone, as percent=50,volume=20,sleep=5s,probes=3,window=10s, or some of it; or off:
     /// when half of at least 20 requests of the last 10 s have failed, for 5 s; then 3 at a time ask whether it is well
-    /// again. A failure is no connection, no answer, or a 5xx [default: as written here]
+    /// again. A failure is no connection, no answer (a client that has waited for 10 s
+    /// leaves), or a 5xx [default: as written here]
     #[arg(long, value_name = "SPEC")]
     pub(crate) breaker: Option<String>,
     /// What becomes of a request when every upstream is left alone: refuse (503 with Retry-After); try (the next one in

@@ -217,7 +217,11 @@ impl Upstreams {
                     self.admitted(&permit);
                     return Picked::To(index, Some(permit));
                 }
-                Err(rejected) => soonest = soonest.min(rejected.retry_after),
+                Err(rejected) => {
+                    soonest = soonest.min(rejected.retry_after);
+                    // Its turn is over, too: else all of it would fall on its neighbour.
+                    self.next.fetch_add(1, Ordering::Relaxed);
+                }
             }
         }
         let Some(next) = in_turn().next() else { return Picked::NoneLeft };
@@ -311,6 +315,16 @@ mod tests {
         let picks = |now| -> Vec<_> { (0..4).map(|_| picked(&upstreams, now).0).collect() };
         assert!(!picks(now).contains(&0));
         assert!(picks(now + Duration::from_secs(5)).contains(&0));
+    }
+
+    #[test]
+    fn the_load_of_an_open_one_is_spread_over_all_others() {
+        let now = Instant::now();
+        let upstreams = three("volume=1,sleep=5s", WhenAllOpen::Refuse, now);
+        picked(&upstreams, now).1.failure(now);
+        let mut loads = [0; 3];
+        (0..300).for_each(|_| loads[picked(&upstreams, now).0] += 1);
+        assert_eq!(loads, [0, 150, 150]);
     }
 
     #[test]

@@ -94,6 +94,8 @@ pub struct Breaker {
 #[derive(Debug, Default)]
 struct Half {
     outstanding: u32,
+    /// Until when the probes under way keep their places, in nanoseconds from `born`: a sleep after the last began.
+    term: u64,
     successes: u32,
     /// The generation that was closed last.
     era: u64,
@@ -203,26 +205,34 @@ impl Breaker {
             return Err(open(until));
         }
         #[cfg(shutdown_loom)]
-        let looked = self.half.lock().outstanding;
+        let looked = (self.mutant == Mutant::LookThenTake).then(|| self.half.lock().outstanding);
         let mut half = self.half.lock();
         // Relaxed, here and wherever the lock is held: it is only written under the lock.
         let word = self.word.load(Ordering::Relaxed);
         let until = self.until.load(Ordering::Relaxed);
         let taken = half.outstanding;
         #[cfg(shutdown_loom)]
-        let taken = if self.mutant == Mutant::LookThenTake { looked } else { taken };
+        let taken = looked.unwrap_or(taken);
         match word & STATE {
             CLOSED => Ok(word),
             OPEN if at < until => Err(open(until)),
             OPEN => {
                 let word = self.go(&mut half, State::HalfOpen);
-                half.outstanding = 1;
+                (half.outstanding, half.term) = (1, self.after_sleep(at));
                 drop(half);
                 self.say(State::HalfOpen, Count::default());
                 Ok(word)
             }
             _ if taken < self.settings.probes => {
-                half.outstanding += 1;
+                (half.outstanding, half.term) = (half.outstanding + 1, self.after_sleep(at));
+                Ok(word)
+            }
+            // All places are taken by calls that do not end. What they say later is of an earlier generation.
+            _ if at >= half.term => {
+                let word = word.wrapping_add(GENERATION);
+                (half.outstanding, half.successes, half.term) = (1, 0, self.after_sleep(at));
+                // Release: as in `go`.
+                self.word.store(word, Ordering::Release);
                 Ok(word)
             }
             _ => Err(Rejected { state: State::HalfOpen, retry_after: Duration::ZERO }),
@@ -303,13 +313,17 @@ impl Breaker {
 
     #[cold]
     fn failed(&self, word: u64, now: Instant) {
+        // Relaxed: a look that spares the stragglers of an outage the sum and the lock; the one under the lock decides.
+        if self.word.load(Ordering::Relaxed) != word {
+            return;
+        }
         let at = self.at(now);
         #[cfg(shutdown_loom)]
-        let before = self.window.sum(word / GENERATION, at);
+        let before = (self.mutant == Mutant::SumThenCount).then(|| self.window.sum(word / GENERATION, at));
         self.window.count(word / GENERATION, at, true);
         let count = self.window.sum(word / GENERATION, at);
         #[cfg(shutdown_loom)]
-        let count = if self.mutant == Mutant::SumThenCount { before } else { count };
+        let count = before.unwrap_or(count);
         let Settings { percent, volume, sleep, .. } = self.settings;
         if count.calls < volume.into() || count.failures * 100 < count.calls * u64::from(percent) {
             return;
@@ -318,8 +332,8 @@ impl Breaker {
         let current = self.word.load(Ordering::Relaxed) == word;
         if current {
             self.open(&mut half, at, sleep);
-            drop(half);
             self.opened.fetch_add(1, Ordering::Relaxed);
+            drop(half);
             self.say(State::Open, count);
         }
     }
@@ -347,19 +361,22 @@ impl Breaker {
             }
             Class::Failure => {
                 self.open(&mut half, self.at(now), self.settings.sleep);
-                drop(half);
                 self.opened.fetch_add(1, Ordering::Relaxed);
+                drop(half);
                 self.say(State::Open, Count::default());
             }
         }
     }
 
     fn open(&self, half: &mut Half, at: u64, sleep: Duration) {
-        let sleep = u64::try_from(sleep.as_nanos()).expect("a day at most");
         // Relaxed: published by `go`. Never back, even if a result's clock was: see `probe`.
-        let until = at.saturating_add(sleep).max(self.until.load(Ordering::Relaxed));
+        let until = at.saturating_add(nanos(sleep)).max(self.until.load(Ordering::Relaxed));
         self.until.store(until, Ordering::Relaxed);
         self.go(half, State::Open);
+    }
+
+    fn after_sleep(&self, at: u64) -> u64 {
+        at.saturating_add(nanos(self.settings.sleep))
     }
 
     /// Changes the state, under the lock; the new word.
@@ -395,6 +412,10 @@ impl Breaker {
         let age = now.saturating_duration_since(self.born);
         age.as_secs().wrapping_mul(1_000_000_000).wrapping_add(u64::from(age.subsec_nanos()))
     }
+}
+
+fn nanos(sleep: Duration) -> u64 {
+    u64::try_from(sleep.as_nanos()).expect("a day at most")
 }
 
 /// One moment of a [`Breaker`].
@@ -435,7 +456,7 @@ impl Snapshot {
 /// Leave to make one call, to be given back with its result.
 ///
 /// Dropped without one it means what [`Dropped`] says; under [`Dropped::Failure`] that reads the clock.
-#[must_use = "a permit that is dropped counts as no call"]
+#[must_use = "a permit that is dropped counts as the policy says, by default as no call"]
 #[derive(Debug)]
 pub struct Permit<B: Deref<Target = Breaker>> {
     breaker: B,

@@ -64,12 +64,12 @@ impl Breakers {
         self.snapshot(now).into_iter().map(Record::from).collect()
     }
 
-    /// Brings back what was written down `age` ago, by wall clock and never negative; how many are not closed now.
+    /// Brings back what was written down `age` ago, by wall clock and never negative; how many were restored.
     ///
     /// * One that was open stays open for what remained less `age`, and never longer than its sleep. Where nothing says
     ///   what remained, it is taken for a whole sleep.
     /// * One that was half-open, and one with nothing left, is half-open.
-    /// * One that was closed is closed, with an empty window.
+    /// * One that was closed is made when it is asked for: closed, with an empty window.
     /// * A breaker that has seen a result already knows better and is left alone; of two records of one key the first
     ///   counts; a record without a key is passed over.
     pub fn import(&self, records: &[Record], age: Duration, now: Instant) -> usize {
@@ -78,9 +78,8 @@ impl Breakers {
             .iter()
             .filter(|record| !record.peer.is_empty() && seen.insert(&*record.peer))
             .filter(|record| {
-                let breaker = self.get(&record.peer);
                 let remaining = record.remaining(age, self.config.settings().sleep);
-                remaining.is_some_and(|remaining| breaker.restore(remaining, now))
+                remaining.is_some_and(|remaining| self.get(&record.peer).restore(remaining, now))
             })
             .count()
     }

@@ -38,12 +38,20 @@ const DAMAGED_KEPT: usize = 3;
 /// Files whose temporaries a crash may have left, the report's, which share the directory, included.
 const WRITTEN: [&str; 4] = [CURRENT, PREVIOUS, "last-shutdown.json", "history.jsonl"];
 
+/// A lock that is held.
+#[derive(Debug)]
+struct Lock {
+    file: File,
+    /// The directory it is in.
+    dir: Option<(u64, u64)>,
+}
+
 /// A state in a directory.
 #[derive(Debug)]
 pub(super) struct Directory {
     dir: PathBuf,
     place: String,
-    lock: Mutex<Option<File>>,
+    lock: Mutex<Option<Lock>>,
     found: Mutex<Vec<PathBuf>>,
     /// A damaged newest generation could not be moved away: it must not become the previous one.
     spoiled: AtomicBool,
@@ -64,20 +72,24 @@ impl Directory {
     fn take(&self) -> Result<(), StateError> {
         let mut held = self.lock.lock();
         let path = self.path(LOCK);
-        if let Some(file) = &*held
-            && is_at(file, &path)
+        if let Some(lock) = &*held
+            && is_at(&lock.file, &path)
         {
             return Ok(());
         }
         let failed = |source| StateError::Io { path: self.dir.clone(), doing: "used", source };
-        if held.is_some() {
-            if self.path(CURRENT).symlink_metadata().is_ok() {
-                return Err(failed(io::Error::other("another directory, with a state, has taken its place")));
-            }
+        if let Some(lock) = &*held
+            && identity(&self.dir) != lock.dir
+            && self.path(CURRENT).symlink_metadata().is_ok()
+        {
+            return Err(failed(io::Error::other("another directory, with a state, has taken its place")));
+        }
+        if held.is_some() && !self.dir.is_dir() {
+            // Under the lock, which a log that blocks would hold up: once in a life, if at all.
             tracing::warn!(target: "shutdown", dir = %self.dir.display(), "the state's directory was removed: made again");
         }
         make(&self.dir).map_err(failed)?;
-        *held = Some(lock(&path)?);
+        *held = Some(Lock { file: lock(&path)?, dir: identity(&self.dir) });
         Ok(())
     }
 
@@ -132,7 +144,7 @@ impl StateBackend for Directory {
         }
         let aside = self.aside(now_unix_ms);
         if let Err(source) = std::fs::rename(&path, &aside) {
-            self.spoiled.store(true, Ordering::Relaxed);
+            self.spoiled.fetch_or(path == self.path(CURRENT), Ordering::Relaxed);
             return Err(StateError::Io { path, doing: "set aside", source });
         }
         forget_oldest(&self.dir, &aside);
@@ -253,6 +265,11 @@ fn held(path: &Path, file: &File) -> StateError {
     };
     let place = path.parent().unwrap_or(path).display();
     StateError::Held { place: format!("the state directory {place}"), by }
+}
+
+fn identity(dir: &Path) -> Option<(u64, u64)> {
+    let metadata = dir.metadata().ok()?;
+    Some((metadata.dev(), metadata.ino()))
 }
 
 /// Whether `file` is what stands at `path`.

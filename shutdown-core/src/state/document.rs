@@ -157,8 +157,8 @@ impl Document {
         Ok(Self {
             node_id: object.required("node_id")?,
             incarnation: match object.number("incarnation")? {
-                // There must be a next one.
-                LARGEST => return Err(Damage::Wrong("incarnation".into())),
+                // There must be a next one, and it must be read.
+                incarnation if incarnation >= LARGEST - 1 => return Err(Damage::Wrong("incarnation".into())),
                 incarnation => incarnation,
             },
             saved_at,

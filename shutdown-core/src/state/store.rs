@@ -24,7 +24,19 @@ pub const INTERVAL: Duration = Duration::from_secs(60);
 /// The most a state may have: some two hundred thousand peers.
 pub const MAX_BYTES: u64 = 64 * 1024 * 1024;
 
-/// Buffers beyond this are given back after a save.
+impl Buffers {
+    /// Keeps only what is worth keeping between two saves.
+    fn give_back(&mut self) {
+        if self.file.capacity() > KEPT_BUFFER {
+            self.file = Vec::new();
+        }
+        for section in self.sections.iter_mut().filter(|section| section.capacity() > KEPT_BUFFER) {
+            *section = String::new();
+        }
+    }
+}
+
+/// A buffer beyond this is not used again.
 const KEPT_BUFFER: usize = 4 * 1024 * 1024;
 
 /// Keeps what a node knows over restarts and crashes.
@@ -346,6 +358,7 @@ impl StateStore {
 
     /// Captures and writes. The caller holds `saving`, and the store has been read.
     fn write(&self, saving: &mut Saving, now: u64, last: bool) -> Result<(), StateError> {
+        saving.buffers.give_back();
         let Buffers { file, sections } = &mut saving.buffers;
         sections.resize_with(self.sources.len(), String::new);
         let mut captured = Vec::with_capacity(self.sources.len());
@@ -381,9 +394,6 @@ impl StateStore {
             return Err(StateError::TooLarge { bytes: size, max_bytes: self.max_bytes });
         }
         self.backend.save(file)?;
-        if file.capacity() > KEPT_BUFFER {
-            saving.buffers = Buffers::default();
-        }
         let mut status = self.status.lock();
         (status.saves, status.saved_at, status.bytes) = (status.saves + 1, now, size);
         if failed.is_empty() { Ok(()) } else { Err(StateError::Sections(failed)) }

@@ -24,6 +24,9 @@ use run::Run;
 /// How long a connection accepted at the last moment has for its first request.
 const FIRST_REQUEST: Duration = Duration::from_millis(100);
 
+/// What the last log lines have at least, when the report has taken the time of all.
+const LAST_LINES: Duration = Duration::from_millis(20);
+
 /// The owner of a coordinator; dropping it before [`run`](Self::run) ends leaves the shutdown undone.
 #[must_use = "the shutdown only happens while the driver runs"]
 pub struct Driver {
@@ -91,7 +94,6 @@ impl Driver {
 /// The story of stopping.
 async fn stop(run: &Run) -> Arc<ShutdownReport> {
     let core = run.core;
-    run.checkpoint();
     let traffic = async {
         run.pace_sessions();
         run.enter(Phase::LameDuck);
@@ -104,7 +106,12 @@ async fn stop(run: &Run) -> Arc<ShutdownReport> {
         run.note_requests();
     };
     // Departure starts with the lame duck and has ended before the closing stages begin.
-    tokio::join!(traffic, run.stage(Stage::Departure));
+    let leaving = async { tokio::join!(traffic, run.stage(Stage::Departure)) };
+    tokio::select! {
+        biased;
+        _ = leaving => (),
+        () = run.save_state() => unreachable!("it waits for nothing"),
+    }
 
     run.enter(Phase::Closing);
     let closing: Vec<Stage> = run.plan().closing().map(|planned| planned.stage).collect();
@@ -116,12 +123,9 @@ async fn stop(run: &Run) -> Arc<ShutdownReport> {
     core.verdict.send_replace(Some(Arc::clone(&report)));
     core.answers.close();
     let soon = Instant::now() + REPORT_RESERVE;
-    let _ = tokio::join!(
-        run.write(&report),
-        timeout_at(soon, core.answers.wait()),
-        timeout_at(soon, run.log.written())
-    );
+    let _ = tokio::join!(run.write(&report), timeout_at(soon, core.answers.wait()));
     run.enter(Phase::Stopped);
+    let _ = timeout_at(soon.max(Instant::now() + LAST_LINES), run.log.written()).await;
     core.released.send_replace(true);
     report
 }
@@ -141,8 +145,8 @@ async fn drain(run: &Run) {
     core.connections.awaited.drained().await;
 }
 
-/// Opens the state, if nobody has, and saves it at its interval, each time on another thread; during the drain, too,
-/// which may end in a kill. Then come the last save's stages. Never ends.
+/// Opens the state, if nobody has, and saves it at its interval, each time on another thread, until a shutdown begins:
+/// a save that began late would take stage Persist's time. Never ends.
 #[cfg(all(unix, feature = "state"))]
 async fn save_now_and_then(core: &'static Core, executor: Executor, log: Log) {
     let saving = async {
@@ -152,12 +156,11 @@ async fn save_now_and_then(core: &'static Core, executor: Executor, log: Log) {
         loop {
             tokio::time::sleep(every).await;
             let log = log.clone();
-            executor.start_blocking("state", move || run::checkpoint(store, false, &log)).ended().await;
+            executor.start_blocking("state", move || run::checkpoint(store, &log)).ended().await;
         }
     };
-    let closing = crate::ShutdownCoordinator { core };
     tokio::select! {
-        () = closing.until(Phase::Closing) => (),
+        () = core.leaving.wait() => (),
         () = saving => (),
     }
     std::future::pending().await

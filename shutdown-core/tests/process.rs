@@ -663,7 +663,11 @@ fn a_save_at_the_reason_that_hangs_holds_up_neither_the_drain_nor_a_stage_before
             .unwrap();
         let request = shutdown.request_start().unwrap();
         std::thread::spawn(move || {
-            runtime().block_on(shutdown.until(Phase::Draining));
+            // The save at the reason begins within this time.
+            runtime().block_on(async {
+                shutdown.until(Phase::Draining).await;
+                sleep(ms(300)).await;
+            });
             drop(request);
         });
         ready_and_wait(shutdown)

@@ -168,13 +168,16 @@ fn an_update_is_saved_or_refused_and_never_lost() {
     let (shutdown, driver) =
         shutdown_core::ShutdownCoordinator::builder().state(store(dir.path())).build().unwrap();
     shutdown.load_state().unwrap();
+    let (begun, updating) = std::sync::mpsc::channel();
     let updates = std::thread::spawn(move || {
         let mut accepted = 0_u64;
         while shutdown.update_state(|state| state.set("n", &(accepted + 1)).unwrap()).is_ok() {
             accepted += 1;
+            let _ = begun.send(());
         }
         accepted
     });
+    updating.recv().unwrap();
     shutdown.initiate_shutdown(shutdown_core::Reason::requested("a test"));
     runtime.block_on(driver.run());
     let accepted = updates.join().unwrap();
@@ -427,7 +430,7 @@ async fn a_coordinator_saves_at_its_interval_at_the_reason_and_in_stage_persist(
     let request = shutdown.request_start().unwrap();
     shutdown.initiate_shutdown(Reason::requested("a test"));
     shutdown.until(Phase::Draining).await;
-    tokio::time::sleep(Duration::from_millis(1)).await;
+    tokio::time::sleep(Duration::from_millis(25)).await;
     assert_eq!((served(), on_disk(dir.path()).clean), (Some(2), false));
     assert!(on_disk(dir.path()).shutdown_at.is_some());
 

@@ -4,7 +4,7 @@ use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::path::Path;
 use std::sync::{Arc, Condvar, Mutex};
-use std::time::Duration;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use rustix::process::Signal;
 use serde_json::Value;
@@ -435,10 +435,12 @@ fn the_breakers_of_a_legacy_state_half_open() {
     let upstream = Upstream::start(Told::Answer(200));
     let dir = tempfile::tempdir().expect("a temporary directory");
     std::fs::create_dir(dir.path().join("data")).expect("a directory");
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).expect("a clock after 1970").as_secs();
     let legacy = format!(
-        r#"{{"peers":["{0}"],"shutdown_at":1700000000,"build_id":"0badcafe-x86_64",
+        r#"{{"peers":["{0}"],"shutdown_at":{1},"build_id":"0badcafe-x86_64",
             "circuit_breakers":[{{"peer":"{0}","state":"Open","error_count":9,"total_count":10}}]}}"#,
-        upstream.addr
+        upstream.addr,
+        now - 60
     );
     std::fs::write(dir.path().join("data/sweetmcp_state.json"), legacy).expect("a file");
     let proxy = EdgeProxy::start_in(dir, [("EDGE_PROXY_UPSTREAM", upstream.url())]);

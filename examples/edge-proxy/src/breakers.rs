@@ -2,6 +2,7 @@
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
+use std::time::Duration;
 
 use serde_json::{Value, json};
 use shutdown_core::breaker::{Breakers, Record, State};
@@ -10,6 +11,9 @@ use shutdown_tower::admin::Family;
 use tokio::time::Instant;
 
 use crate::upstreams::Upstream;
+
+/// What is older says nothing about an upstream any more.
+const MAX_AGE: Duration = Duration::from_secs(600);
 
 /// Keeps them over restarts. What is known of upstreams that are not configured any more is forgotten, and so is what
 /// was known of the demo's, whose ports are new with every start.
@@ -35,6 +39,7 @@ pub(crate) fn source(breakers: Arc<Breakers>, upstreams: &[Upstream]) -> StateSo
             Ok(())
         },
     )
+    .max_age(MAX_AGE)
 }
 
 /// For `/status`; nothing if they are off.

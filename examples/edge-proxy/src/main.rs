@@ -21,7 +21,7 @@ use std::sync::Arc;
 
 use pingora_core::server::configuration::ServerConf;
 use shutdown_core::breaker::Breakers;
-use shutdown_core::state::StateStore;
+use shutdown_core::state::{StateError, StateStore};
 use shutdown_core::{
     Builder, InstallError, Plan, Reason, ReportFiles, ShutdownCoordinator, Signals, net, sentence,
 };
@@ -130,8 +130,11 @@ fn coordinator(settings: &Settings, port: u16, breakers: Option<&Arc<Breakers>>)
 fn not_installed(error: InstallError) -> Failure {
     match error {
         InstallError::Plan(error) => Failure::Usage(error.to_string()),
+        InstallError::State(StateError::Held { place, by }) => {
+            Failure::Start(format!("{place} is in use by {by}: end it, or choose another with --data-dir"))
+        }
         InstallError::State(error) => {
-            Failure::Start(format!("{}: choose another with --data-dir", sentence(&error)))
+            Failure::Start(format!("{}: mend that, or choose another with --data-dir", sentence(&error)))
         }
         error => Failure::start("the shutdown coordinator cannot be installed", error),
     }

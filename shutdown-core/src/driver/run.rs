@@ -20,6 +20,9 @@ use crate::stage::Executor;
 /// How long a listener has at least to empty its accept queue and close, once Draining has begun; the linger, if that
 /// is longer: a process without file descriptors gets some back only as connections end.
 const LISTENER_CLOSE: Duration = Duration::from_millis(500);
+/// A shutdown with nothing to wait for is over by then, and one save is enough.
+#[cfg(all(unix, feature = "state"))]
+const AT_ONCE: Duration = Duration::from_millis(20);
 /// Kept of the total for leaving, when the report's files take all the time there is.
 #[cfg(feature = "files")]
 const LEAVE: Duration = Duration::from_millis(50);
@@ -45,8 +48,8 @@ pub(super) struct Run {
 
 /// Saves the state, and has the log say what there is to say.
 #[cfg(all(unix, feature = "state"))]
-pub(super) fn checkpoint(store: &'static crate::state::StateStore, stopping: bool, log: &Log) {
-    if let Some(news) = store.checkpoint(stopping) {
+pub(super) fn checkpoint(store: &'static crate::state::StateStore, log: &Log) {
+    if let Some(news) = store.checkpoint() {
         log.line(move || store.log(news));
     }
 }
@@ -63,6 +66,10 @@ impl Run {
             core.config.total,
         );
         report.urgency = *core.urgency.borrow();
+        #[cfg(all(unix, feature = "state"))]
+        if let Some(store) = core.state {
+            store.stopping(report.started_unix_ms);
+        }
         let requests = core.requests.count();
         report.requests.in_flight_at_start = requests.alive;
         report.connections.open_at_start = core.connections.alive();
@@ -119,17 +126,17 @@ impl Run {
         });
     }
 
-    /// Saves the state as it is at the reason, beside everything else.
-    #[cfg(all(unix, feature = "state"))]
-    pub(super) fn checkpoint(&self) {
+    /// Saves the state as it is at the reason, beside everything else; unless all is over at once, and the last save due
+    /// already. Never ends.
+    pub(super) async fn save_state(&self) {
+        #[cfg(all(unix, feature = "state"))]
         if let Some(store) = self.core.state {
+            tokio::time::sleep(AT_ONCE).await;
             let log = self.log.clone();
-            drop(self.executor.start_blocking("state at the reason", move || checkpoint(store, true, &log)));
+            drop(self.executor.start_blocking("state at the reason", move || checkpoint(store, &log)));
         }
+        std::future::pending().await
     }
-
-    #[cfg(not(all(unix, feature = "state")))]
-    pub(super) fn checkpoint(&self) {}
 
     pub(super) fn now(&self) -> Duration {
         Instant::now().saturating_duration_since(self.began)

@@ -84,12 +84,13 @@ impl Directory {
         {
             return Err(failed(io::Error::other("another directory, with a state, has taken its place")));
         }
-        if held.is_some() && !self.dir.is_dir() {
+        let removed = held.is_some() && !self.dir.is_dir();
+        make(&self.dir).map_err(failed)?;
+        *held = Some(Lock { file: lock(&path)?, dir: identity(&self.dir) });
+        if removed {
             // Under the lock, which a log that blocks would hold up: once in a life, if at all.
             tracing::warn!(target: "shutdown", dir = %self.dir.display(), "the state's directory was removed: made again");
         }
-        make(&self.dir).map_err(failed)?;
-        *held = Some(Lock { file: lock(&path)?, dir: identity(&self.dir) });
         Ok(())
     }
 

@@ -156,11 +156,7 @@ impl Document {
         }
         Ok(Self {
             node_id: object.required("node_id")?,
-            incarnation: match object.number("incarnation")? {
-                // There must be a next one, and it must be read.
-                incarnation if incarnation >= LARGEST - 1 => return Err(Damage::Wrong("incarnation".into())),
-                incarnation => incarnation,
-            },
+            incarnation: object.number("incarnation")?,
             saved_at,
             shutdown_at: match object.optional::<Option<u64>>("shutdown_at")?.flatten() {
                 Some(at) if at > LARGEST => return Err(Damage::Wrong("shutdown_at".into())),

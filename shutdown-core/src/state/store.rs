@@ -77,15 +77,16 @@ pub struct StateStore {
     sources: Vec<StateSource>,
     /// One save, or the opening, at a time. Taken before `live`.
     saving: Mutex<Saving>,
+    /// When the shutdown began.
+    shutdown_at: OnceLock<u64>,
     live: Mutex<Live>,
     loaded: OnceLock<Loaded>,
     status: Mutex<StateStatus>,
 }
 
-/// Where the shutdown stands, as far as it concerns the state.
+/// What one save hands on to the next.
 #[derive(Debug, Default)]
 struct Saving {
-    shutdown_at: Option<u64>,
     /// What the last checkpoint failed with, as the log has said it.
     said: Option<String>,
     /// Used again by every save: fresh memory costs as much as what is written into it.
@@ -138,6 +139,7 @@ impl StateStore {
             max_bytes: MAX_BYTES,
             sources: Vec::new(),
             saving: Mutex::default(),
+            shutdown_at: OnceLock::new(),
             live: Mutex::default(),
             loaded: OnceLock::new(),
             status: Mutex::default(),
@@ -246,7 +248,7 @@ impl StateStore {
             // The next capture takes the section's place: who goes back to the release before finds it here.
             self.backend.copy_aside(index, now).map_err(|error| sentence(&error))
         });
-        let incarnation = (highest + 1).max(now);
+        let incarnation = (highest + 1).max(now).min(LARGEST);
         let loaded = Loaded {
             found,
             node_id: document.node_id.clone(),
@@ -309,18 +311,20 @@ impl StateStore {
     pub(crate) fn finish(&self) -> Result<(), StateError> {
         let opened = self.open().map(drop);
         let mut saving = self.saving.lock();
-        saving.shutdown_at.get_or_insert_with(unix_ms);
+        self.shutdown_at.get_or_init(unix_ms);
         let saved = opened.and_then(|()| self.noted(self.write(&mut saving, unix_ms(), true)));
         self.live.lock().closed = true;
         self.backend.close();
         saved
     }
 
+    /// Notes when the shutdown began, for every save from now on.
+    pub(crate) fn stopping(&self, at_unix_ms: u64) {
+        let _ = self.shutdown_at.set(at_unix_ms.min(LARGEST));
+    }
+
     /// A save that nobody waits for: by the clock, or because a shutdown has begun. What there is to say about it.
-    pub(crate) fn checkpoint(&self, stopping: bool) -> Option<News> {
-        if stopping {
-            self.saving.lock().shutdown_at.get_or_insert_with(unix_ms);
-        }
+    pub(crate) fn checkpoint(&self) -> Option<News> {
         // A backend that panics is one that fails.
         let saved = catch_unwind(AssertUnwindSafe(|| self.save()));
         let error = match saved {
@@ -350,7 +354,7 @@ impl StateStore {
         let place = &*self.backend.place();
         match news {
             News::Failed(error) => {
-                tracing::warn!(target: "shutdown", place, error, "state could not be saved")
+                tracing::warn!(target: "shutdown", place, error, "state could not be saved, or not whole")
             }
             News::Mended => tracing::info!(target: "shutdown", place, "state is saved again"),
         }
@@ -385,7 +389,7 @@ impl StateStore {
                 return Err(StateError::TooMany { sections, most: MOST_FIELDS });
             }
             live.saved_at = now;
-            live.shutdown_at = saving.shutdown_at;
+            live.shutdown_at = self.shutdown_at.get().copied();
             live.clean = last;
             live.write(file);
         }

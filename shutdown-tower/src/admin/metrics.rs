@@ -142,7 +142,9 @@ fn add(page: &mut Page, added: Vec<Family>) {
         page.family(name, kind, help);
         let mut seen = BTreeSet::new();
         for sample in &samples {
-            if seen.insert(&sample.labels) {
+            let keys: BTreeSet<_> = sample.labels.iter().map(|(key, _)| *key).collect();
+            let readable = keys.len() == sample.labels.len() && keys.iter().all(|key| is_label(key));
+            if readable && seen.insert(&sample.labels) {
                 let labels: Vec<_> = sample.labels.iter().map(|(key, text)| (*key, &**text)).collect();
                 page.sample(name, &labels, sample.value);
             }
@@ -154,6 +156,11 @@ fn add(page: &mut Page, added: Vec<Family>) {
 fn is_name(name: &str) -> bool {
     let in_names = |c: char| c.is_ascii_alphanumeric() || matches!(c, '_' | ':');
     !name.is_empty() && name.chars().all(in_names) && !name.starts_with(|c: char| c.is_ascii_digit())
+}
+
+/// Whether Prometheus can read it as the name of a label.
+fn is_label(key: &str) -> bool {
+    is_name(key) && !key.contains(':')
 }
 
 #[derive(Default)]
@@ -215,6 +222,14 @@ mod tests {
     fn a_name_that_is_taken_or_unreadable_is_not_shown() {
         for name in ["shutdown_state", "", "9lives", "with space", "läuft", "a-b"] {
             assert_eq!(added(vec![Family::gauge(name, "").sample(&[], 1.0)]), "", "{name:?}");
+        }
+    }
+
+    #[test]
+    fn a_series_with_a_label_that_is_unreadable_or_there_twice_is_not_shown() {
+        for labels in [[("a-b", "1"), ("c", "2")], [("a:b", "1"), ("c", "2")], [("a", "1"), ("a", "2")]] {
+            let page = added(vec![Family::gauge("depth", "").sample(&labels, 1.0).sample(&[], 2.0)]);
+            assert_eq!(page, "# HELP depth \n# TYPE depth gauge\ndepth 2\n", "{labels:?}");
         }
     }
 }

@@ -91,3 +91,24 @@ fn core_pulls_in_no_protocol_and_no_adapter_knows_another() {
         assert!(dependencies.contains("shutdown-core"));
     }
 }
+
+/// The direct dependencies of shutdown-core with these features, and no others.
+fn of_core(features: &str) -> BTreeSet<String> {
+    let output = Command::new(env!("CARGO"))
+        .args(["tree", "--locked", "--offline", "-e", "normal", "--prefix", "none", "--depth", "1"])
+        .args(["-p", "shutdown-core", "--no-default-features", "--features", features])
+        .current_dir(env!("CARGO_MANIFEST_DIR"))
+        .output()
+        .expect("cargo runs");
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let tree = String::from_utf8_lossy(&output.stdout).into_owned();
+    tree.lines().filter_map(|line| Some(line.split_once(' ')?.0.to_owned())).collect()
+}
+
+#[test]
+fn the_state_adds_three_packages_and_the_breakers_none() {
+    let bare = of_core("");
+    let added: Vec<_> = of_core("state").difference(&bare).cloned().collect();
+    assert_eq!(added, ["crc32fast", "rustix", "serde_json"]);
+    assert_eq!(of_core("breaker"), bare);
+}

@@ -8,6 +8,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use rustix::process::Signal;
 use serde_json::Value;
+use shutdown_core::state::Document;
 use shutdown_tests::PATIENCE;
 use shutdown_tests::client::{Answer, Connection, get, post, status_until};
 use shutdown_tests::process::{EdgeProxy, Stopwatch};
@@ -495,4 +496,29 @@ fn three_probes_that_hang_do_not_keep_it_half_open_for_ever() {
     assert!(begin.elapsed() > Duration::from_millis(700), "{:?}", begin.elapsed());
     upstream.tell(Told::Answer(200));
     status_until(proxy.admin, state_is("closed"));
+}
+
+/// Rewrites the state as if it had been saved by a clock that is so far ahead, or behind.
+fn shifted(data: &Path, ms: i64) {
+    let path = data.join("state.json");
+    let mut state = Document::parse(&std::fs::read(&path).expect("a state")).expect("a whole one");
+    let breakers: Value = state.sections.get("breakers").expect("JSON").expect("a section");
+    state.saved_at = state.saved_at.saturating_add_signed(ms);
+    state.sections.set("breakers", &breakers).expect("JSON");
+    std::fs::write(path, state.to_bytes()).expect("a file");
+}
+
+#[test]
+fn after_a_clock_that_was_set_back_it_stays_open_for_what_remained_and_after_ten_minutes_it_is_forgotten() {
+    const YEAR: i64 = 365 * 24 * 3_600_000;
+    for (shift, state) in [(YEAR, "open"), (-601_000, "closed")] {
+        let upstream = Upstream::start(Told::Answer(500));
+        let proxy = EdgeProxy::start([("EDGE_PROXY_UPSTREAM", upstream.url())]);
+        assert_eq!(statuses(&proxy, 20), [500; 20]);
+        let proxy = restarted(proxy, &upstream, |data| shifted(data, shift));
+        let status = get(proxy.admin, "/status").expect("status").json();
+        assert_eq!(breakers(&status)[0].1, state, "{shift} ms");
+        let remaining = status["breakers"][0]["remaining_open_ms"].as_u64();
+        assert!(remaining <= Some(5_000), "{status:#}");
+    }
 }

@@ -24,6 +24,11 @@ pub(crate) fn source(breakers: Arc<Breakers>, upstreams: &[Upstream]) -> StateSo
         "breakers",
         move || Ok(breakers.export(Instant::now())),
         move |mut records: Vec<Record>, saved| {
+            // After a clock that was set back the age is nothing: then what remained, a sleep at most, is kept.
+            if saved.age > MAX_AGE {
+                tracing::info!(age = ?saved.age, "circuit breakers begin closed: what was saved is too old");
+                return Ok(());
+            }
             for record in &mut records {
                 // As the legacy state names it: without a scheme.
                 let url = format!("http://{}", record.peer);
@@ -39,7 +44,6 @@ pub(crate) fn source(breakers: Arc<Breakers>, upstreams: &[Upstream]) -> StateSo
             Ok(())
         },
     )
-    .max_age(MAX_AGE)
 }
 
 /// For `/status`; nothing if they are off.

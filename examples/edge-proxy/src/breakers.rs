@@ -37,9 +37,9 @@ pub(crate) fn source(breakers: Arc<Breakers>, upstreams: &[Upstream]) -> StateSo
                 }
             }
             records.retain(|record| configured.contains(&record.peer));
-            let not_closed = restored.import(&records, saved.age, Instant::now());
-            if not_closed > 0 {
-                tracing::info!(not_closed, age = ?saved.age, "circuit breakers restored");
+            let count = restored.import(&records, saved.age, Instant::now());
+            if count > 0 {
+                tracing::info!(count, age = ?saved.age, "circuit breakers restored");
             }
             Ok(())
         },

@@ -22,7 +22,7 @@ pub trait StateBackend: Send + Sync + 'static {
     ///
     /// # Errors
     ///
-    /// The newest generation is as it was.
+    /// It is not durable; at the latest a power cut brings the newest generation before it back.
     fn save(&self, document: &[u8]) -> Result<(), StateError>;
 
     /// Puts the generation that [`open`](Self::open) gave at `index` where it is not read again, but can be looked

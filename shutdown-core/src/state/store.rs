@@ -300,7 +300,8 @@ impl StateStore {
     ///
     /// # Errors
     ///
-    /// The newest generation is as it was, except for [`StateError::Sections`], which tells of some parts.
+    /// The newest generation is as it was; but for [`StateError::Sections`], which tells of some parts, and for a directory
+    /// that cannot be flushed: then the new one is in place, and a power cut may bring the old one back.
     pub fn save(&self) -> Result<(), StateError> {
         self.open()?;
         let mut saving = self.saving.lock();

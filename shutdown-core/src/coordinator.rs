@@ -240,7 +240,7 @@ impl Core {
         for name in self.tasks.names() {
             plan.add_task(Stage::Background, name);
         }
-        if self.sessions.tracker.alive() + self.connections.kept.alive() > 0 {
+        if self.sessions.tracker.alive() + self.connections.kept.alive() + self.sessions.told() > 0 {
             plan.add_task(Stage::WebSockets, Self::SESSIONS.into());
         }
         plan

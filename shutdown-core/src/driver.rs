@@ -180,6 +180,8 @@ async fn hear(run: &Run, commands: &mut mpsc::UnboundedReceiver<Command>) {
             }),
             Command::Signal { signal, force, at } => {
                 let number = signal.number;
+                let received = signal.clone();
+                run.log.line(move || tracing::info!(target: "shutdown", signal = %received, "another stop signal"));
                 run.note_signal(signal, at);
                 if force {
                     run.draft(|draft| _ = draft.report.forced_by.get_or_insert(number));

@@ -40,6 +40,17 @@ impl Phase {
         }
     }
 
+    /// What entering it means, as the log says it.
+    pub(crate) const fn doing(self) -> &'static str {
+        match self {
+            Self::Running => "Serving",
+            Self::LameDuck => "Readiness is red, clients are asked to leave",
+            Self::Draining => "Server received shutdown signal, stopping to accept new connections",
+            Self::Closing => "Server stopped accepting new connections, starting cleanup",
+            Self::Stopped => "Graceful shutdown complete",
+        }
+    }
+
     pub(crate) const fn from_u8(value: u8) -> Self {
         match value {
             0 => Self::Running,

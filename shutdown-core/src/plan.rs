@@ -80,13 +80,15 @@ impl Stage {
         }
     }
 
-    /// What the stage does, as the readable summary says it.
-    pub(crate) fn doing(self) -> Cow<'static, str> {
+    /// What the stage does with these tasks, as the log says it.
+    pub(crate) fn doing(self, tasks: &[Cow<'static, str>]) -> Cow<'static, str> {
         Cow::Borrowed(match self {
             Self::Departure => "Telling the neighbours",
             Self::Background => "Shutting down background tasks",
             Self::WebSockets => "Closing WebSocket connections",
-            Self::Cache => "Flushing cache and closing its connections",
+            Self::Cache => {
+                return Cow::Owned(format!("Flushing cache and closing {} connections", tasks.join(", ")));
+            }
             Self::Database => "Closing database connections",
             Self::Companions => "Stopping companion processes",
             Self::Persist => "Saving state",

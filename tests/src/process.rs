@@ -415,7 +415,7 @@ pub struct Service {
 }
 
 impl Service {
-    /// Starts `axum-service` or `axum-stock` with these budgets and waits until it serves.
+    /// Starts `axum-lines`, `axum-stock` or `axum-service` with these budgets and waits until it serves.
     ///
     /// # Panics
     ///

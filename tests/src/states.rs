@@ -71,7 +71,7 @@ impl Service {
         let dir = tempfile::tempdir().expect("a temporary directory");
         let mut command = match kind {
             Kind::EdgeProxy => EdgeProxy::command(dir.path()),
-            Kind::Serve => Command::new(binary("axum-service")),
+            Kind::Serve => Command::new(binary("axum-lines")),
             Kind::Stock => Command::new(binary("axum-stock")),
             Kind::Tls => Command::new(binary("tls-serve")),
         };

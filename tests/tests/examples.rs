@@ -60,7 +60,7 @@ fn tower_lines_answers_the_line_under_way_and_says_goodbye() {
 #[test]
 fn axum_service_names_the_request_it_had_to_cut() {
     let reports = tempfile::tempdir().expect("a temporary directory");
-    let mut command = Command::new(binary("axum-service"));
+    let mut command = Command::new(binary("axum-lines"));
     command.env("AXUM_SERVICE_LISTEN", "127.0.0.1:0").env("AXUM_SERVICE_REPORTS", reports.path());
     let mut process = Process::start(command.env("SHUTDOWN_GRACEFUL_TIMEOUT", "300ms"));
     let addr = process.address("listening on ");
@@ -78,7 +78,7 @@ fn axum_service_names_the_request_it_had_to_cut() {
 
 #[test]
 fn every_example_says_a_bad_budget_in_one_sentence_and_exits_with_2() {
-    for name in ["axum-service", "hyper-service", "tower-lines", "plain-main"] {
+    for name in ["axum-lines", "hyper-service", "tower-lines", "plain-main"] {
         let mut process = Process::start(Command::new(binary(name)).env("SHUTDOWN_TOTAL_TIMEOUT", "soon"));
         assert_eq!(process.exit_code(PATIENCE), 2);
         let stderr = process.stderr();

@@ -48,7 +48,7 @@ fn listening(command: &mut Command) -> Subject {
 }
 
 fn axum_service() -> Subject {
-    let mut command = Command::new(binary("axum-service"));
+    let mut command = Command::new(binary("axum-lines"));
     for name in shutdown_core::ShutdownConfig::VARIABLES {
         command.env_remove(name);
     }
@@ -154,7 +154,7 @@ fn law(what: &str, start: fn() -> Subject, control: (&str, fn() -> Subject)) {
 
 #[test]
 fn axum_service_answers_every_connection_it_accepted_and_stock_axum_does_not() {
-    law("axum-service", axum_service, ("stock axum", stock_axum));
+    law("axum-lines", axum_service, ("stock axum", stock_axum));
 }
 
 #[test]

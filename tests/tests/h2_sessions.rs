@@ -38,7 +38,7 @@ async fn open(service: &Service) -> Vec<Incoming> {
 async fn http_2_streams_that_are_told_late_are_kept_beyond_the_drain_and_end_properly() {
     // Told over 3 s; the drain is over after 300 ms.
     let env = [("SHUTDOWN_LINGER", "200ms"), ("SHUTDOWN_WEBSOCKET_TIMEOUT", "8")];
-    let mut service = Service::start("axum-service", env);
+    let mut service = Service::start("axum-lines", env);
     let mut ends: JoinSet<_> = open(&service)
         .await
         .into_iter()

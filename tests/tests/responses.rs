@@ -50,7 +50,7 @@ struct Subject {
 
 fn axum_service() -> (Process, SocketAddr) {
     let process =
-        Process::start(Command::new(binary("axum-service")).env("AXUM_SERVICE_LISTEN", "127.0.0.1:0"));
+        Process::start(Command::new(binary("axum-lines")).env("AXUM_SERVICE_LISTEN", "127.0.0.1:0"));
     let addr = process.address("listening on ");
     (process, addr)
 }

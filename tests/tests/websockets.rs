@@ -38,7 +38,7 @@ fn result(clients: &mut Process) -> Value {
 fn every_websocket_gets_the_message_and_a_close_in_its_turn() {
     let many = count(10_000);
     need_descriptors(many as u64 + 200);
-    let mut service = Service::start("axum-service", [("SHUTDOWN_WEBSOCKET_TIMEOUT", "10")]);
+    let mut service = Service::start("axum-lines", [("SHUTDOWN_WEBSOCKET_TIMEOUT", "10")]);
     let mut clients = clients(many, "stay", &[service.listen.to_string()]);
     clients.stdout_line(|line| line == format!("connected {many}"));
     status_until(service.admin, |status| status["sessions"]["open"] == many);
@@ -64,7 +64,7 @@ fn every_websocket_gets_the_message_and_a_close_in_its_turn() {
 fn a_second_signal_cuts_the_politeness_short_and_no_websocket() {
     let many = 50;
     need_descriptors(1_000);
-    let mut service = Service::start("axum-service", [("SHUTDOWN_LAME_DUCK", "20")]);
+    let mut service = Service::start("axum-lines", [("SHUTDOWN_LAME_DUCK", "20")]);
     let mut clients = clients(many, "stay", &[service.listen.to_string()]);
     clients.stdout_line(|line| line == format!("connected {many}"));
     status_until(service.admin, |status| status["sessions"]["open"] == many);
@@ -107,9 +107,8 @@ fn when_two_nodes_leave_at_once_no_client_is_sent_from_one_to_the_other() {
     let many = count(1_500);
     need_descriptors(many as u64 + 500);
     // Longer than the clients' view of readiness is old.
-    let start = || {
-        Service::start("axum-service", [("SHUTDOWN_LAME_DUCK", "1"), ("SHUTDOWN_WEBSOCKET_TIMEOUT", "10")])
-    };
+    let start =
+        || Service::start("axum-lines", [("SHUTDOWN_LAME_DUCK", "1"), ("SHUTDOWN_WEBSOCKET_TIMEOUT", "10")]);
     let (mut one, mut two, mut three) = (start(), start(), start());
     let nodes: Vec<_> = [&one, &two, &three].map(|node| format!("{}/{}", node.listen, node.admin)).into();
     // All on the two that will leave.

@@ -14,7 +14,9 @@ use crate::log::Log;
 use crate::phase::Phase;
 use crate::plan::{CUT_SETTLE, Plan, Step};
 use crate::reason::{Reason, SignalReceived, Urgency};
-use crate::report::{CutRequest, CutSession, PhaseReport, RequestsReport, ShutdownReport, SignalReport, ms};
+use crate::report::{
+    CutRequest, CutSession, EXIT_CLEAN, PhaseReport, RequestsReport, ShutdownReport, SignalReport, ms,
+};
 use crate::stage::Executor;
 
 /// How long a listener has at least to empty its accept queue and close, once Draining has begun; the linger, if that
@@ -92,11 +94,7 @@ impl Run {
 
     pub(super) fn note_signal(&self, signal: SignalReceived, at: Instant) {
         let at_ms = ms(at.saturating_duration_since(self.began));
-        self.draft(|draft| draft.report.signals.push(SignalReport { signal: signal.clone(), at_ms }));
-        self.log.line(move || {
-            let SignalReceived { signal, pid, uid, .. } = signal;
-            tracing::info!(target: "shutdown", signal, pid, uid, "stop signal received");
-        });
+        self.draft(|draft| draft.report.signals.push(SignalReport { signal, at_ms }));
     }
 
     pub(super) fn hurry(&self, urgency: Urgency) {
@@ -122,7 +120,13 @@ impl Run {
         });
         let total_ms = ms(self.core.config.total);
         self.log.line(move || {
-            tracing::info!(target: "shutdown", %reason, total_ms, requests, connections, "initiating graceful shutdown");
+            let what = match reason {
+                Reason::Signal(_) => "Shutdown signal received",
+                _ => "Shutdown requested",
+            };
+            tracing::info!(
+                target: "shutdown", %reason, total_ms, requests, connections, "{what}, initiating graceful shutdown"
+            );
         });
     }
 
@@ -153,15 +157,17 @@ impl Run {
 
     pub(super) fn enter(&self, phase: Phase) {
         let now = ms(self.now());
-        self.draft(|draft| {
+        let clean = self.draft(|draft| {
             if let Some(last) = draft.report.phases.last_mut() {
                 last.end_ms = now;
             }
             draft.report.phases.push(PhaseReport { phase, start_ms: now, end_ms: now });
+            draft.report.is_clean()
         });
         self.core.enter(phase);
+        let doing = if phase == Phase::Stopped && !clean { "Shutdown complete" } else { phase.doing() };
         self.log
-            .line(move || tracing::info!(target: "shutdown", phase = phase.as_str(), at_ms = now, "phase"));
+            .line(move || tracing::info!(target: "shutdown", phase = phase.as_str(), at_ms = now, "{doing}"));
     }
 
     /// Waits for `work` until the step's deadline, which comes nearer when the urgency rises. `work` is polled
@@ -237,7 +243,7 @@ impl Run {
         }
         let connections = core.connections.awaited.close();
         self.log.line(move || {
-            tracing::info!(target: "shutdown", connections, "stopped accepting new connections");
+            tracing::info!(target: "shutdown", connections, "listeners closed");
         });
         connections > 0
     }
@@ -305,7 +311,15 @@ impl Run {
         let (exit_code, duration_ms) = (report.exit_code, report.duration_ms);
         self.log.line(move || {
             let seconds = duration_ms / 1000.0;
-            tracing::info!(target: "shutdown", exit_code, duration_ms, "Graceful shutdown completed in {seconds:.2}s");
+            if exit_code == EXIT_CLEAN {
+                tracing::info!(
+                    target: "shutdown", exit_code, duration_ms, "Graceful shutdown completed in {seconds:.2}s"
+                );
+            } else {
+                tracing::warn!(
+                    target: "shutdown", exit_code, duration_ms, "Shutdown completed in {seconds:.2}s, not all of it well"
+                );
+            }
         });
         report
     }

@@ -29,8 +29,9 @@ impl Run {
         let names = match stage {
             Stage::Background => core.tasks.close(),
             Stage::WebSockets => {
-                let kept = core.sessions.tracker.close() + core.connections.kept.close();
-                if kept > 0 { vec![Core::SESSIONS.into()] } else { Vec::new() }
+                let open = core.sessions.tracker.close() + core.connections.kept.close();
+                // Sessions that were told and have ended already are this stage's work as well.
+                if open + core.sessions.told() > 0 { vec![Core::SESSIONS.into()] } else { Vec::new() }
             }
             _ => Vec::new(),
         };
@@ -108,8 +109,10 @@ impl Run {
         budget: Duration,
         plan: &Plan,
     ) {
-        let names = units.iter().map(|unit| unit.name.clone()).chain(background);
+        let names: Vec<_> = units.iter().map(|unit| unit.name.clone()).chain(background).collect();
         let tasks: Vec<_> = names
+            .iter()
+            .cloned()
             .map(|name| TaskReport { name, outcome: Outcome::TimedOut, detail: None, elapsed_ms: ms(given) })
             .collect();
         let count = tasks.len();
@@ -127,7 +130,7 @@ impl Run {
         });
         if stage == Stage::Departure {
             self.log.line(move || {
-                tracing::info!(target: "shutdown", stage = stage.name(), tasks = count, "{}", stage.doing());
+                tracing::info!(target: "shutdown", stage = stage.name(), tasks = count, "{}", stage.doing(&names));
             });
             return;
         }
@@ -135,8 +138,13 @@ impl Run {
         let ahead = plan.closing().skip_while(|planned| planned.stage != stage).skip(1);
         let of = step + ahead.filter(|planned| !planned.tasks.is_empty()).count();
         let (name, budget_ms) = (stage.name(), ms(given));
+        let sessions = self.core.sessions.tracker.alive();
         self.log.line(move || {
-            tracing::info!(target: "shutdown", stage = name, tasks = count, budget_ms, "Step {step}/{of}: {}", stage.doing());
+            let doing = stage.doing(&names);
+            tracing::info!(target: "shutdown", stage = name, tasks = count, budget_ms, "Step {step}/{of}: {doing}");
+            if stage == Stage::WebSockets {
+                tracing::info!(target: "shutdown", "Closing {sessions} WebSocket connections");
+            }
         });
     }
 
@@ -160,6 +168,14 @@ fn log_stage(report: &StageReport, elapsed_ms: f64) {
     let well = |outcome| matches!(outcome, Outcome::Ok | Outcome::Skipped);
     let (stage, outcome) = (&*report.stage, report.outcome.as_str());
     if well(report.outcome) {
+        match stage {
+            _ if report.outcome == Outcome::Skipped => {}
+            "background" => {
+                tracing::info!(target: "shutdown", "All background tasks completed within timeout")
+            }
+            "websockets" => tracing::info!(target: "shutdown", "All WebSocket connections closed"),
+            _ => {}
+        }
         tracing::info!(target: "shutdown", stage, outcome, elapsed_ms, "stage ended");
         return;
     }

@@ -85,7 +85,7 @@ impl Kind {
         };
         match self {
             Self::Serve => {
-                let mut command = Command::new(binary("axum-service"));
+                let mut command = Command::new(binary("axum-lines"));
                 for name in ShutdownConfig::VARIABLES {
                     command.env_remove(name);
                 }

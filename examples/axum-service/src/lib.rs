@@ -1,0 +1,9 @@
+//! What the staged backend is made of that other programs can take over.
+//!
+//! | module | what |
+//! |---|---|
+//! | [`resources`] | a database, a cache, a registry, and how a shutdown closes each |
+//! | [`dotenv`] | `.env` read into a map |
+
+pub mod dotenv;
+pub mod resources;

@@ -1,0 +1,295 @@
+//! A database by its URL: SQLite in a file, or PostgreSQL.
+
+use std::fmt;
+use std::str::FromStr;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use shutdown_core::BoxError;
+use sqlx::any::{AnyConnectOptions, AnyPoolOptions};
+use sqlx::postgres::PgConnectOptions;
+use sqlx::{AnyPool, ConnectOptions, Connection, PgConnection};
+
+/// The most connections that a pool opens.
+const CONNECTIONS: u32 = 10;
+/// How long a request waits for a connection, and a start for the server.
+const ACQUIRE: Duration = Duration::from_secs(5);
+
+/// Milliseconds since the Unix epoch, as the tables here keep time.
+pub fn now_ms() -> i64 {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    i64::try_from(since.as_millis()).unwrap_or(i64::MAX)
+}
+
+/// Where a database is: `sqlite:path` or `postgres://user:password@host:port/name`.
+#[derive(Clone)]
+pub enum DatabaseUrl {
+    /// A file, made if it is not there; `sqlite::memory:` is gone with the process.
+    Sqlite(String),
+    /// A server. Its options are those of libpq's URLs, `sslmode` for example.
+    Postgres(Box<PgConnectOptions>, String),
+}
+
+impl FromStr for DatabaseUrl {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        if let Some(path) = text.strip_prefix("sqlite:") {
+            return match path.trim_start_matches("//") {
+                "" => Err("the database URL \"sqlite:\" has no path: write sqlite:service.db".to_owned()),
+                // Without a mode sqlx would not make the file.
+                path if path.contains('?') || path.contains(":memory:") => Ok(Self::Sqlite(text.to_owned())),
+                _ => Ok(Self::Sqlite(format!("{text}?mode=rwc"))),
+            };
+        }
+        if !text.starts_with("postgres://") && !text.starts_with("postgresql://") {
+            // Not the whole of it: there may be a password in it.
+            let scheme = text.split(':').next().unwrap_or_default();
+            return Err(format!(
+                "no database is known by {scheme:?}: write sqlite:PATH or postgres://HOST/NAME"
+            ));
+        }
+        let options = text.parse::<PgConnectOptions>().map_err(|error| {
+            format!("the database URL cannot be read: {error}; write postgres://user:password@host:5432/name")
+        })?;
+        Ok(Self::Postgres(Box::new(options), text.to_owned()))
+    }
+}
+
+impl DatabaseUrl {
+    /// The database in a file.
+    pub fn file(path: &std::path::Path) -> Self {
+        Self::Sqlite(format!("sqlite:{}?mode=rwc", path.display()))
+    }
+
+    /// What people call it.
+    pub fn name(&self) -> &'static str {
+        match self {
+            Self::Sqlite(_) => "SQLite",
+            Self::Postgres(..) => "PostgreSQL",
+        }
+    }
+}
+
+/// Without user and password.
+impl fmt::Display for DatabaseUrl {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Sqlite(url) => f.write_str(url.split('?').next().unwrap_or(url)),
+            Self::Postgres(options, _) => {
+                write!(f, "postgres://{}:{}", options.get_host(), options.get_port())?;
+                options.get_database().map_or(Ok(()), |name| write!(f, "/{name}"))
+            }
+        }
+    }
+}
+
+impl fmt::Debug for DatabaseUrl {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self, f)
+    }
+}
+
+/// Statements that make the tables, each harmless when they are there. `$id` is a key that the database counts itself.
+pub type Schema = &'static [&'static str];
+
+/// A pool of connections. Clones share it.
+#[derive(Clone)]
+pub struct Database {
+    pool: AnyPool,
+    url: DatabaseUrl,
+    /// By which the server knows our connections from everybody else's.
+    application: String,
+}
+
+impl fmt::Debug for Database {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self, f)
+    }
+}
+
+impl fmt::Display for Database {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(&self.url, f)
+    }
+}
+
+/// A database that cannot be used.
+#[derive(Debug)]
+pub struct OpenError {
+    url: DatabaseUrl,
+    source: sqlx::Error,
+}
+
+impl fmt::Display for OpenError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "the database {} cannot be used", self.url)
+    }
+}
+
+impl std::error::Error for OpenError {
+    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
+        Some(&self.source)
+    }
+}
+
+impl Database {
+    /// Connects, and makes the tables that are missing.
+    ///
+    /// # Errors
+    ///
+    /// The database cannot be reached within five seconds, or refuses.
+    ///
+    /// # Cancel safety
+    ///
+    /// Cancel safe.
+    pub async fn open(url: DatabaseUrl, program: &str, schema: Schema) -> Result<Self, OpenError> {
+        let failed = |source| OpenError { url: url.clone(), source };
+        sqlx::any::install_default_drivers();
+        // In a container every process is number 1: the time tells them apart.
+        let application = format!("{program}-{}-{:x}", std::process::id(), now_ms());
+        let pool = pool(&url, &application).await.map_err(failed)?;
+        let database = Self { pool, application, url: url.clone() };
+        database.make_tables(schema).await.map_err(failed)?;
+        Ok(database)
+    }
+
+    async fn make_tables(&self, schema: Schema) -> Result<(), sqlx::Error> {
+        let (key, before) = match self.url {
+            DatabaseUrl::Sqlite(_) => ("INTEGER PRIMARY KEY", "SELECT 1"),
+            // Two instances that start at once would both find no table.
+            DatabaseUrl::Postgres(..) => (
+                "BIGINT GENERATED BY DEFAULT AS IDENTITY PRIMARY KEY",
+                "SELECT 1 FROM pg_advisory_xact_lock(4853205147)",
+            ),
+        };
+        let mut transaction = self.pool.begin().await?;
+        sqlx::query(before).execute(&mut *transaction).await?;
+        for statement in schema {
+            sqlx::query(&statement.replace("$id", key)).execute(&mut *transaction).await?;
+        }
+        transaction.commit().await
+    }
+
+    /// The pool, for queries. Parameters are `$1`, `$2`, …, for both.
+    pub fn pool(&self) -> &AnyPool {
+        &self.pool
+    }
+
+    /// Where it is, without user and password.
+    pub fn url(&self) -> &DatabaseUrl {
+        &self.url
+    }
+
+    /// How many connections run a query.
+    pub fn busy(&self) -> usize {
+        (self.pool.size() as usize).saturating_sub(self.pool.num_idle())
+    }
+
+    /// Refuses new queries at once, then waits for those that run, and for their connections to end. It has no limit.
+    ///
+    /// # Cancel safety
+    ///
+    /// Cancel safe; new queries stay refused.
+    pub fn close(&self) -> impl Future<Output = ()> + '_ {
+        self.pool.close()
+    }
+
+    /// Has the server cancel the queries that run on our connections, and says which.
+    ///
+    /// SQLite has no server: its queries end with the process, and what they had not committed is undone.
+    ///
+    /// # Errors
+    ///
+    /// The server does not take another connection.
+    ///
+    /// # Cancel safety
+    ///
+    /// Cancel safe; what was cancelled stays so.
+    pub async fn cancel_queries(&self) -> Result<Vec<String>, BoxError> {
+        self.ask("pg_cancel_backend", "AND state <> 'idle'").await
+    }
+
+    /// Has the server end our connections, whatever they do.
+    ///
+    /// # Errors
+    ///
+    /// As [`cancel_queries`](Self::cancel_queries).
+    ///
+    /// # Cancel safety
+    ///
+    /// Cancel safe.
+    pub async fn end_connections(&self) -> Result<Vec<String>, BoxError> {
+        self.ask("pg_terminate_backend", "").await
+    }
+
+    /// Over a connection of its own: those of the pool may all be taken, and new ones are refused.
+    async fn ask(&self, function: &str, which: &str) -> Result<Vec<String>, BoxError> {
+        let DatabaseUrl::Postgres(options, _) = &self.url else { return Ok(Vec::new()) };
+        let mut connection: PgConnection = options.clone().application_name("shutdown").connect().await?;
+        // The beginning of a query is enough to know it by.
+        let queries = sqlx::query_scalar(&format!(
+            "SELECT left(regexp_replace(query, '\\s+', ' ', 'g'), 80) FROM \
+             (SELECT query, {function}(pid) AS done FROM pg_stat_activity WHERE application_name = $1 {which}) AS asked \
+             WHERE done"
+        ))
+        .bind(&self.application)
+        .fetch_all(&mut connection)
+        .await?;
+        connection.close().await?;
+        Ok(queries)
+    }
+}
+
+async fn pool(url: &DatabaseUrl, application: &str) -> Result<AnyPool, sqlx::Error> {
+    let pool = AnyPoolOptions::new().max_connections(CONNECTIONS).acquire_timeout(ACQUIRE);
+    match url {
+        DatabaseUrl::Sqlite(url) if url.contains(":memory:") => {
+            // Each connection has a memory of its own, which goes with it.
+            let one = pool.max_connections(1).min_connections(1).idle_timeout(None).max_lifetime(None);
+            one.connect_with(AnyConnectOptions::from_str(url)?).await
+        }
+        DatabaseUrl::Sqlite(url) => {
+            let pool = pool.after_connect(|connection, _| {
+                Box::pin(async move {
+                    // Readers beside a writer; a crash of the process loses nothing that was committed.
+                    sqlx::query("PRAGMA journal_mode = WAL").execute(&mut *connection).await?;
+                    sqlx::query("PRAGMA synchronous = NORMAL").execute(&mut *connection).await?;
+                    Ok(())
+                })
+            });
+            pool.connect_with(AnyConnectOptions::from_str(url)?).await
+        }
+        DatabaseUrl::Postgres(_, text) => {
+            // The last of two counts.
+            let named =
+                format!("{text}{}application_name={application}", if text.contains('?') { '&' } else { '?' });
+            pool.connect_with(AnyConnectOptions::from_str(&named)?).await
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_database_is_shown_without_user_and_password() {
+        for (text, shown) in [
+            ("sqlite:a.db", "sqlite:a.db"),
+            ("sqlite://a.db?mode=ro", "sqlite://a.db"),
+            ("postgres://me:secret@db:5433/orders", "postgres://db:5433/orders"),
+        ] {
+            let url: DatabaseUrl = text.parse().unwrap();
+            assert_eq!((url.to_string(), format!("{url:?}")), (shown.to_owned(), shown.to_owned()));
+        }
+    }
+
+    #[test]
+    fn a_wrong_url_is_one_sentence_that_never_repeats_the_password() {
+        for text in ["mysql://me:secret@db/x", "sqlite:", "postgres://me:secret@db:port/x", "", "secret"] {
+            let error = text.parse::<DatabaseUrl>().unwrap_err();
+            assert!(error.contains("write "), "{error}");
+            assert!(!error.contains("secret@") && error.lines().count() == 1, "{error}");
+        }
+    }
+}

@@ -1,0 +1,160 @@
+//! The configuration: the environment, then `.env`, then the default.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use axum_service::dotenv;
+use axum_service::resources::{CacheUrl, DatabaseUrl, RegistryUrl};
+use shutdown_core::{ShutdownConfig, parse_duration};
+
+/// Everything that can be set, checked.
+#[derive(Debug)]
+pub(crate) struct Settings {
+    /// `AXUM_SERVICE_LISTEN`, 127.0.0.1:3000.
+    pub(crate) listen: SocketAddr,
+    /// `AXUM_SERVICE_ADMIN`: where the admin routes are, if anywhere. Loopback only.
+    pub(crate) admin: Option<SocketAddr>,
+    /// `AXUM_SERVICE_REPORTS`: where reports are written, if anywhere.
+    pub(crate) reports: Option<PathBuf>,
+    /// `AXUM_SERVICE_NODE_ID`: by what name the registry knows us.
+    pub(crate) node_id: Option<String>,
+    /// `AXUM_SERVICE_INTERVAL`, 1s: how often each background task works.
+    pub(crate) interval: Duration,
+    /// `AXUM_SERVICE_WORK`, 20ms: how long one iteration takes beside its queries.
+    pub(crate) work: Duration,
+    /// `DATABASE_URL`, `sqlite:axum-service.db`.
+    pub(crate) database: DatabaseUrl,
+    /// `CACHE_URL`, `memory:`.
+    pub(crate) cache: CacheUrl,
+    /// `CACHE_WRITE_INTERVAL`, 100ms: how long a write may wait for others.
+    pub(crate) cache_interval: Duration,
+    /// `REGISTRY_URL`: where to announce and to leave, if anywhere.
+    pub(crate) registry: Option<RegistryUrl>,
+    /// `SHUTDOWN_*`.
+    pub(crate) budgets: ShutdownConfig,
+}
+
+/// A setting that is wrong, as one sentence that names it.
+#[derive(Debug)]
+pub(crate) struct Wrong(String);
+
+impl fmt::Display for Wrong {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl std::error::Error for Wrong {}
+
+impl Settings {
+    /// Reads `.env` at `path` and the environment, and checks every value. Writes nothing.
+    ///
+    /// # Errors
+    ///
+    /// The first mistake.
+    pub(crate) fn load(path: &Path) -> Result<Self, Wrong> {
+        Source { dotenv: dotenv::read(path).map_err(Wrong)? }.settings().map_err(Wrong)
+    }
+}
+
+struct Source {
+    dotenv: BTreeMap<String, String>,
+}
+
+impl Source {
+    fn settings(&self) -> Result<Settings, String> {
+        let duration = |text: &str| parse_duration(text).map_err(|error| error.to_string());
+        let address = |text: &str| {
+            text.parse::<SocketAddr>()
+                .map_err(|_| "write an IP address and a port, as 127.0.0.1:3000".to_owned())
+        };
+        let admin = self.value("AXUM_SERVICE_ADMIN", address)?;
+        if let Some(admin) = admin
+            && !admin.ip().is_loopback()
+        {
+            return Err(format!(
+                "AXUM_SERVICE_ADMIN={admin} is not loopback: anybody could stop the service"
+            ));
+        }
+        // It cannot pass on what is wrong with a source.
+        let budgets = ShutdownConfig::from_lookup(|name| self.text(name).ok().flatten());
+        for name in ShutdownConfig::VARIABLES {
+            self.text(name)?;
+        }
+        Ok(Settings {
+            listen: self
+                .value("AXUM_SERVICE_LISTEN", address)?
+                .unwrap_or(SocketAddr::from(([127, 0, 0, 1], 3000))),
+            admin,
+            reports: self.value("AXUM_SERVICE_REPORTS", |text| Ok(PathBuf::from(text)))?,
+            node_id: self.value("AXUM_SERVICE_NODE_ID", |text| Ok(text.to_owned()))?,
+            interval: self.value("AXUM_SERVICE_INTERVAL", duration)?.unwrap_or(Duration::from_secs(1)),
+            work: self.value("AXUM_SERVICE_WORK", duration)?.unwrap_or(Duration::from_millis(20)),
+            database: self
+                .value("DATABASE_URL", str::parse)?
+                .unwrap_or_else(|| DatabaseUrl::file(Path::new("axum-service.db"))),
+            cache: self.value("CACHE_URL", str::parse)?.unwrap_or(CacheUrl::Memory),
+            cache_interval: self
+                .value("CACHE_WRITE_INTERVAL", duration)?
+                .unwrap_or(Duration::from_millis(100)),
+            registry: self.value("REGISTRY_URL", str::parse)?,
+            budgets: budgets.map_err(|error| error.to_string())?,
+        })
+    }
+
+    /// A variable that is set and not empty.
+    fn value<T>(&self, name: &str, parse: impl Fn(&str) -> Result<T, String>) -> Result<Option<T>, String> {
+        let Some(text) = self.text(name)?.filter(|text| !text.is_empty()) else { return Ok(None) };
+        // The value itself is the parser's to repeat: a URL may hold a password.
+        parse(&text).map(Some).map_err(|error| format!("{name}: {error}"))
+    }
+
+    fn text(&self, name: &str) -> Result<Option<String>, String> {
+        match std::env::var_os(name) {
+            Some(raw) => raw.into_string().map(Some).map_err(|_| format!("{name} is not Unicode")),
+            None => Ok(self.dotenv.get(name).cloned()),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn load(dotenv: &str) -> Result<Settings, String> {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join(".env");
+        std::fs::write(&path, dotenv).unwrap();
+        Settings::load(&path).map_err(|wrong| wrong.to_string())
+    }
+
+    #[test]
+    fn everything_has_a_default_and_dotenv_is_read() {
+        let settings = load("").unwrap();
+        assert_eq!(settings.database.name(), "SQLite");
+        let settings = load("DATABASE_URL=postgres://db/orders\nSHUTDOWN_TOTAL_TIMEOUT=9s\n").unwrap();
+        assert_eq!(settings.database.to_string(), "postgres://db:5432/orders");
+        assert_eq!(settings.budgets.total, Duration::from_secs(9));
+    }
+
+    #[test]
+    fn every_mistake_is_one_sentence_that_names_the_variable_and_keeps_its_secrets() {
+        for (dotenv, named) in [
+            ("DATABASE_URL=mysql://me:secret@db/x", "DATABASE_URL: no database"),
+            ("CACHE_URL=memcached://secret@a", "CACHE_URL: no cache"),
+            ("REGISTRY_URL=consul", "REGISTRY_URL: registry"),
+            ("AXUM_SERVICE_LISTEN=3000", "AXUM_SERVICE_LISTEN: write an IP"),
+            ("AXUM_SERVICE_ADMIN=0.0.0.0:1", "AXUM_SERVICE_ADMIN=0.0.0.0:1 is not loopback"),
+            ("AXUM_SERVICE_INTERVAL=soon", "AXUM_SERVICE_INTERVAL: "),
+            ("SHUTDOWN_LINGER=soon", "SHUTDOWN_LINGER"),
+            ("A=1\nPASSWORD=very secret", ".env, line 2"),
+        ] {
+            let error = load(dotenv).unwrap_err();
+            assert!(error.contains(named), "{named} is not in: {error}");
+            assert!(!error.contains("secret") && error.lines().count() == 1, "{error}");
+        }
+    }
+}

@@ -8,6 +8,7 @@ pub mod h2raw;
 pub mod process;
 pub mod rig;
 pub mod saved;
+pub mod servers;
 pub mod states;
 
 use std::time::Duration;

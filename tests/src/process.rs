@@ -206,6 +206,16 @@ impl Process {
         self.stdout.wait(wanted).unwrap_or_else(|| panic!("never printed; stderr: {}", self.stderr_so_far()))
     }
 
+    /// As [`stdout_line`](Self::stdout_line); nothing if it ends or takes too long without.
+    pub fn stdout_line_or_end(&self, wanted: impl Fn(&str) -> bool) -> Option<String> {
+        self.stdout.wait(wanted)
+    }
+
+    /// Waits until it prints a line to stderr for which `wanted` holds; nothing if it ends or takes too long without.
+    pub fn stderr_line(&self, wanted: impl Fn(&str) -> bool) -> Option<String> {
+        self.stderr.wait(wanted)
+    }
+
     /// The address behind `prefix` in a line of stdout.
     ///
     /// # Panics
@@ -241,17 +251,32 @@ impl Process {
     ///
     /// If it takes longer than `within`.
     pub fn ended(&mut self, within: Duration) -> ExitStatus {
+        let (status, killed) = self.over_or_killed(within);
+        assert!(!killed, "not gone within {within:?}; stderr:\n{}", self.stderr_so_far());
+        status
+    }
+
+    /// Waits for its end, kills it when `within` has passed, and says whether it had to.
+    ///
+    /// # Panics
+    ///
+    /// If it is not our child.
+    pub fn over_or_killed(&mut self, within: Duration) -> (ExitStatus, bool) {
         if let Some(status) = self.status {
-            return status;
+            return (status, false);
         }
         let pid = Pid::from_raw(i32::try_from(self.child.id()).expect("a pid")).expect("a pid is not zero");
         let killer = Deadline::new(within, move || {
             let _ = kill_process(pid, Signal::KILL);
         });
         let status = self.child.wait().expect("our own child");
-        assert!(!killer.cancel(), "not gone within {within:?}; stderr:\n{}", self.stderr_so_far());
         self.status = Some(status);
-        status
+        (status, killer.cancel())
+    }
+
+    /// Whether it has ended and was waited for.
+    pub fn is_over(&self) -> bool {
+        self.status.is_some()
     }
 
     /// Waits for its end and gives the exit code.
@@ -272,6 +297,11 @@ impl Process {
     /// All it printed to stderr, once it has ended.
     pub fn stderr(&self) -> String {
         self.stderr.all()
+    }
+
+    /// What it printed to stdout by now.
+    pub fn stdout_so_far(&self) -> String {
+        self.stdout.lines.lock().expect("no reader panics").0.join("\n")
     }
 
     /// What it printed to stderr by now.

@@ -143,7 +143,7 @@ impl moka::Expiry<String, (Vec<u8>, Duration)> for Lives {
         &self,
         _: &String,
         (_, lives): &(Vec<u8>, Duration),
-        #[expect(clippy::disallowed_types, reason = "moka's")] _: std::time::Instant,
+        _: std::time::Instant,
     ) -> Option<Duration> {
         Some(*lives)
     }

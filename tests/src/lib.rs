@@ -3,6 +3,7 @@
 //! Every process started here is ended by its own number when its handle is dropped. Nothing that runs already is
 //! used or touched.
 
+pub mod backend;
 pub mod client;
 pub mod h2raw;
 pub mod process;

@@ -455,19 +455,32 @@ impl Service {
         env: impl IntoIterator<Item = (K, V)>,
     ) -> Self {
         let dir = tempfile::tempdir().expect("a temporary directory");
+        let process = Process::start(Self::command(name, dir.path()).envs(env));
+        let admin = process.address("admin on ");
+        let listen = process.address("listening on ");
+        Self { process, listen, admin, dir }
+    }
+
+    /// A command for one on free ports that works in `dir`, with the default budgets.
+    pub fn command(name: &str, dir: &Path) -> Command {
         let mut command = Command::new(binary(name));
         for name in shutdown_core::ShutdownConfig::VARIABLES {
+            command.env_remove(name);
+        }
+        for name in ["DATABASE_URL", "CACHE_URL", "REGISTRY_URL"] {
             command.env_remove(name);
         }
         command
             .env("AXUM_SERVICE_LISTEN", "127.0.0.1:0")
             .env("AXUM_SERVICE_ADMIN", "127.0.0.1:0")
-            .env("AXUM_SERVICE_REPORTS", dir.path())
-            .envs(env);
-        let process = Process::start(&mut command);
-        let admin = process.address("admin on ");
-        let listen = process.address("listening on ");
-        Self { process, listen, admin, dir }
+            .env("AXUM_SERVICE_REPORTS", dir)
+            .current_dir(dir);
+        command
+    }
+
+    /// Its directory.
+    pub fn dir(&self) -> &Path {
+        self.dir.path()
     }
 
     /// The last report on disk.

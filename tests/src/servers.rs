@@ -80,6 +80,19 @@ fn command_as(user: &str, program: &Path) -> Command {
     command
 }
 
+/// Asks a SQLite file through Python, which has a SQLite of its own: rows by lines, columns by `|`.
+///
+/// # Panics
+///
+/// If the statement fails.
+pub fn sqlite(file: &Path, sql: &str) -> String {
+    const SCRIPT: &str = "import sqlite3, sys\n\
+        for row in sqlite3.connect(sys.argv[1], timeout=10).execute(sys.argv[2]):\n \
+        print('|'.join('' if value is None else str(value) for value in row))";
+    assert!(file.exists(), "{} is not there", file.display());
+    ask(Command::new("python3").args(["-c", SCRIPT]).arg(file).arg(sql))
+}
+
 /// Runs a server's own client and gives what it prints, without the last newline.
 fn ask(command: &mut Command) -> String {
     let mut client = Process::start(command);

@@ -101,6 +101,18 @@ impl Redis {
         ask(command.arg("-s").arg(socket(self.dir.path())).arg("-e").args(args))
     }
 
+    /// Starts to write down every command that it executes, with its time: `1732233600.123456 [0 127.0.0.1:4711] "SET" …`.
+    ///
+    /// # Panics
+    ///
+    /// If it does not.
+    pub fn monitor(&self) -> Process {
+        let mut command = command_as(USER, Path::new("/usr/bin/redis-cli"));
+        let process = Process::start(command.arg("-s").arg(socket(self.dir.path())).arg("monitor"));
+        process.stdout_line(|line| line == "OK");
+        process
+    }
+
     /// What it has logged by now.
     pub fn log(&self) -> Vec<RedisLine> {
         self.process.stdout_so_far().lines().filter_map(RedisLine::parse).collect()

@@ -1,0 +1,215 @@
+//! Each resource broken in turn: the total holds, later stages run, the report names the culprit, the exit code is the
+//! documented one, and PostgreSQL keeps no connection.
+
+use std::time::Duration;
+
+use rustix::process::Signal;
+use serde_json::Value;
+use shutdown_tests::PATIENCE;
+use shutdown_tests::backend::{Backend, Standing, WRITES_WAIT};
+use shutdown_tests::client::{Connection, status_until};
+use shutdown_tests::process::Stopwatch;
+
+/// Short enough to be waited for; the total is more than their sum.
+const BUDGETS: [(&str, &str); 7] = [
+    ("SHUTDOWN_TOTAL_TIMEOUT", "8"),
+    ("SHUTDOWN_GRACEFUL_TIMEOUT", "1500ms"),
+    ("SHUTDOWN_LINGER", "100ms"),
+    ("SHUTDOWN_BACKGROUND_TIMEOUT", "1"),
+    ("SHUTDOWN_WEBSOCKET_TIMEOUT", "1"),
+    ("SHUTDOWN_CACHE_TIMEOUT", "1"),
+    ("SHUTDOWN_DB_TIMEOUT", "2"),
+];
+/// The sum of the budgets above, and what leaving takes on a busy machine.
+const AT_MOST: Duration = Duration::from_millis(1500 + 1000 + 1000 + 1000 + 2000 + 700);
+
+/// What came of it.
+struct Ended {
+    backend: Backend,
+    code: i32,
+    stages: Vec<(String, String, String)>,
+    report: Value,
+}
+
+impl Ended {
+    /// The outcome of a stage, and what its tasks said.
+    fn stage(&self, name: &str) -> (&str, &str) {
+        let found = self.stages.iter().find(|(stage, _, _)| stage == name);
+        let (_, outcome, details) = found.unwrap_or_else(|| panic!("no stage {name}: {:?}", self.stages));
+        (outcome, details)
+    }
+
+    /// Every stage but these ended well, and the database's was the last.
+    fn others_are_well(&self, broken: &[&str]) {
+        for (stage, outcome, details) in &self.stages {
+            assert!(outcome == "ok" || broken.contains(&stage.as_str()), "{stage}: {outcome} {details}");
+        }
+        assert_eq!(self.stages.last().map(|(stage, _, _)| stage.as_str()), Some("database"));
+    }
+
+    /// PostgreSQL keeps no connection: at once, but for the moment in which it hears of the last one's end.
+    fn no_connection_is_left(mut self) {
+        let begin = Stopwatch::start();
+        while self.backend.connections() > 0 {
+            let left = self
+                .backend
+                .postgres()
+                .query("SELECT state, query FROM pg_stat_activity WHERE application_name LIKE 'axum%'");
+            assert!(begin.elapsed() < Duration::from_secs(2), "{left}");
+        }
+    }
+}
+
+/// Starts a backend on real servers, breaks something, stops it, and waits.
+fn broken<T>(settings: &[(&str, &str)], broken: impl FnOnce(&mut Backend) -> T) -> (Ended, T) {
+    let mut given = BUDGETS.to_vec();
+    given.push(("AXUM_SERVICE_INTERVAL", "50ms"));
+    given.extend(settings);
+    let mut backend = Backend::start(Standing::servers(), &given);
+    let kept = broken(&mut backend);
+    let begin = Stopwatch::start();
+    backend.service.process.signal(Signal::TERM);
+    let code = backend.service.process.exit_code(PATIENCE);
+    let took = begin.elapsed();
+    let stages = backend.stages();
+    assert!(took < AT_MOST, "{took:?}: {stages:?}");
+    let report = backend.service.report();
+    assert_eq!(report["exit_code"], code);
+    assert_eq!(report["watchdog"], false);
+    (Ended { code, stages, report, backend }, kept)
+}
+
+#[test]
+fn a_redis_that_is_stopped_fails_its_stage_with_the_number_of_writes_and_the_database_is_closed() {
+    let (ended, _) = broken(&[WRITES_WAIT], |backend| {
+        backend.pay(7);
+        backend.redis().freeze();
+    });
+    assert_eq!(ended.code, 10);
+    assert_eq!(ended.stage("cache"), ("failed", "Redis: failed 7 writes have not landed in Redis"));
+    ended.others_are_well(&["cache"]);
+    ended.no_connection_is_left();
+}
+
+#[test]
+fn a_postgres_that_has_gone_fails_the_tasks_that_need_it_and_the_writes_land() {
+    let (mut ended, payments) = broken(&[WRITES_WAIT], |backend| {
+        let payments = backend.pay(7);
+        backend.postgres().stop_server();
+        payments
+    });
+    assert_eq!(ended.code, 10);
+    let (outcome, details) = ended.stage("background");
+    assert_eq!(outcome, "failed");
+    for task in [
+        "metrics sync",
+        "ledger ingestion",
+        "pool sync",
+        "trustline stats",
+        "broadcaster",
+        "webhook dispatcher",
+    ] {
+        assert!(
+            details.contains(&format!("{task}: failed")) || details.contains(&format!("{task}: timed_out")),
+            "{details}"
+        );
+    }
+    ended.others_are_well(&["background"]);
+    assert_eq!(ended.backend.cached(&payments), 7);
+}
+
+#[test]
+fn a_postgres_that_is_stopped_holds_nothing_up_beyond_its_stages() {
+    let (mut ended, mut request) = broken(&[WRITES_WAIT], |backend| {
+        backend.pay(7);
+        backend.postgres().freeze();
+        let mut request = Connection::open(backend.service.listen).expect("it serves");
+        request.send("POST", "/payments", "").expect("it reads");
+        status_until(backend.service.admin, |status| status["requests"]["active"] == 1);
+        request
+    });
+    assert_eq!(ended.code, 11);
+    assert_eq!(ended.report["requests"]["cut_requests"][0]["route"], "POST /payments");
+    request.answer().unwrap_err();
+    let (outcome, details) = ended.stage("background");
+    assert!(outcome == "timed_out" && details.contains("ledger ingestion: timed_out"), "{details}");
+    let (outcome, details) = ended.stage("database");
+    assert!(outcome == "failed" && details.contains("it does not answer"), "{outcome} {details}");
+    ended.others_are_well(&["background", "database"]);
+    ended.backend.postgres().thaw();
+    ended.no_connection_is_left();
+}
+
+const MINUTE: &str = "/query?ms=60000";
+
+/// Has the service run a query that takes a minute.
+fn long_query(backend: &mut Backend) -> Connection {
+    let mut request = Connection::open(backend.service.listen).expect("it serves");
+    request.send("GET", MINUTE, "").expect("it reads");
+    while backend.postgres().query("SELECT count(*) FROM pg_stat_activity WHERE wait_event = 'PgSleep'")
+        != "1"
+    {}
+    request
+}
+
+#[test]
+fn a_query_of_a_minute_is_cut_with_its_request_and_cancelled_on_the_server() {
+    let (ended, _request) = broken(&[], long_query);
+    assert_eq!(ended.code, 11);
+    assert_eq!(ended.report["requests"]["cut_requests"][0]["route"], "GET /query");
+    let (outcome, details) = ended.stage("database");
+    assert_eq!(outcome, "failed");
+    assert!(details.contains("cancelled what still ran: SELECT 1 FROM pg_sleep($1 / 1000.0)"), "{details}");
+    ended.others_are_well(&["database"]);
+    ended.no_connection_is_left();
+
+    // The control: without the cancelling the server works on for nobody.
+    let mut killed = Backend::start(Standing::servers(), &[]);
+    let _request = long_query(&mut killed);
+    killed.service.process.signal(Signal::KILL);
+    killed.service.process.ended(PATIENCE);
+    assert_eq!(
+        killed.postgres().query("SELECT count(*) FROM pg_stat_activity WHERE wait_event = 'PgSleep'"),
+        "1"
+    );
+}
+
+#[test]
+fn a_query_that_ends_in_its_stage_is_waited_for_and_not_cancelled() {
+    // Its request is cut half a second before it ends.
+    let (ended, _request) = broken(&[("SHUTDOWN_GRACEFUL_TIMEOUT", "200ms")], |backend| {
+        let mut request = Connection::open(backend.service.listen).expect("it serves");
+        request.send("GET", "/query?ms=900", "").expect("it reads");
+        status_until(backend.service.admin, |status| status["requests"]["active"] == 1);
+        request
+    });
+    assert_eq!(ended.code, 11);
+    ended.others_are_well(&[]);
+    ended.no_connection_is_left();
+}
+
+#[test]
+fn a_task_that_ignores_its_token_is_aborted_and_named() {
+    // An iteration of an hour.
+    let (ended, _) = broken(&[("AXUM_SERVICE_WORK", "3600s")], |_| ());
+    assert_eq!(ended.code, 10);
+    let (outcome, details) = ended.stage("background");
+    assert_eq!(outcome, "timed_out");
+    assert_eq!(details.matches("timed_out aborted").count(), 6, "{details}");
+    ended.others_are_well(&["background"]);
+    ended.no_connection_is_left();
+}
+
+#[test]
+fn a_websocket_whose_client_never_answers_is_cut_and_named() {
+    let (ended, _socket) = broken(&[], |backend| {
+        let mut socket = Connection::open(backend.service.listen).expect("it serves");
+        socket.upgrade("/live").expect("a WebSocket");
+        socket
+    });
+    assert_eq!(ended.code, 11);
+    assert_eq!(ended.report["sessions"]["cut_sessions"][0]["name"], "GET /live");
+    assert_eq!(ended.stage("websockets").0, "timed_out");
+    ended.others_are_well(&["websockets"]);
+    ended.no_connection_is_left();
+}

@@ -21,6 +21,7 @@ use crate::connections::{ConnectionGuard, Connections};
 use crate::error::{AddStageTaskError, BoxError, ShuttingDown};
 use crate::inflight::{NamedRequestGuard, Registry, RequestGuard, Tracker};
 use crate::latch::{Latch, Wait};
+use crate::log::Log;
 use crate::phase::Phase;
 use crate::plan::{Plan, Stage};
 use crate::reason::{Reason, SignalReceived, Urgency};
@@ -75,6 +76,8 @@ pub(crate) struct Core {
     pub(crate) stages: Mutex<Stages>,
     pub(crate) runtime: OnceLock<Handle>,
     pub(crate) own_runtime: OnceLock<Handle>,
+    /// The driver's log, of an installed coordinator.
+    pub(crate) log: OnceLock<Log>,
     pub(crate) signals: AtomicU32,
     /// The report as far as it has been written; see `report` for why it is true at every moment.
     pub(crate) draft: Mutex<Option<Draft>>,
@@ -140,6 +143,7 @@ impl Core {
             stages: Mutex::new(stages),
             runtime: OnceLock::new(),
             own_runtime: OnceLock::new(),
+            log: OnceLock::new(),
             signals: AtomicU32::new(0),
             draft: Mutex::new(None),
             verdict: watch::Sender::new(None),
@@ -654,6 +658,12 @@ impl ShutdownCoordinator {
             state: None,
             plan: self.plan(),
         }
+    }
+
+    /// Writes a log line behind the coordinator's own, so that all are in order: for what a background task says of its
+    /// end, say. Installed, a thread of its own writes them.
+    pub fn log(&self, line: impl FnOnce() + Send + 'static) {
+        self.core.log.get().unwrap_or(&Log::Inline).line(line);
     }
 
     /// The plan as it stands, with the tasks and sessions it has so far.

@@ -131,6 +131,26 @@ pub const EXIT_START: u8 = 1;
 /// Exit code for bad usage, a bad configuration or an impossible plan.
 pub const EXIT_USAGE: u8 = 2;
 
+/// A setting of the program's own that is wrong, as one sentence that names it: [`start_failure`] makes [`EXIT_USAGE`] of
+/// it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct UsageError(String);
+
+impl UsageError {
+    /// With this sentence.
+    pub fn new(sentence: impl Into<String>) -> Self {
+        Self(sentence.into())
+    }
+}
+
+impl fmt::Display for UsageError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl Error for UsageError {}
+
 /// Says on stderr in one sentence why a program could not start, and gives its exit code: [`EXIT_USAGE`] when the
 /// configuration is at fault, else [`EXIT_START`].
 ///
@@ -161,6 +181,7 @@ pub fn start_failure(program: &str, error: &(dyn Error + 'static)) -> ExitCode {
     while let Some(cause) = next {
         let of_the_configuration = cause.is::<ConfigError>()
             || cause.is::<PlanError>()
+            || cause.is::<UsageError>()
             || matches!(cause.downcast_ref(), Some(InstallError::Plan(_)));
         if of_the_configuration {
             code = EXIT_USAGE;

@@ -89,6 +89,7 @@ impl Builder {
         let core = shutdown.core;
         driver.log = Log::thread().map_err(|source| InstallError::Thread { name: "shutdown-log", source })?;
         let _ = core.own_runtime.set(own.handle().clone());
+        let _ = core.log.set(driver.log.clone());
 
         let (arm, armed) = mpsc::channel();
         driver.on_begin = Some(Box::new(move |deadline| {

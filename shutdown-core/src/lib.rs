@@ -90,7 +90,7 @@ pub use coordinator::{Join, ListenerGuard, ShutdownCoordinator};
 pub use driver::Driver;
 pub use error::{
     AddStageTaskError, AlreadyInstalled, BoxError, EXIT_START, EXIT_USAGE, InstallError, ShuttingDown,
-    sentence, start_failure,
+    UsageError, sentence, start_failure,
 };
 #[cfg(feature = "files")]
 pub use history::{HISTORY_LINES, ReportFiles};

@@ -14,6 +14,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::error::BoxError;
 use crate::latch::Latch;
+use crate::log::Log;
 use crate::report::Outcome;
 use crate::unwind::{BoxFuture, catch_panic};
 
@@ -26,6 +27,15 @@ pub struct StageContext {
     /// Cancelled [`TOKEN_GRACE`] before the deadline, or at once when a later signal hurries. At the deadline the
     /// task is dropped.
     pub token: CancellationToken,
+    pub(crate) log: Log,
+}
+
+impl StageContext {
+    /// Writes a log line behind the coordinator's own, so that all are in order. Installed, a thread of its own writes
+    /// them: whatever blocks there does not hold up the task.
+    pub fn log(&self, line: impl FnOnce() + Send + 'static) {
+        self.log.line(line);
+    }
 }
 
 /// How long a task has between its token and its abort: time to write down where it stopped, taken from the end
@@ -168,7 +178,8 @@ impl Executor {
 impl Executor {
     /// Starts work that blocks and is no stage's.
     pub(crate) fn start_blocking(&self, name: &'static str, work: impl FnOnce() + Send + 'static) -> Running {
-        let context = StageContext { deadline: Instant::now(), token: CancellationToken::new() };
+        let context =
+            StageContext { deadline: Instant::now(), token: CancellationToken::new(), log: Log::Inline };
         let task = boxed(move |_| async move {
             work();
             Ok(())

@@ -178,8 +178,8 @@ impl Tasks {
         self.state.lock().stopping = true;
     }
 
-    /// Refuses new tasks and tells those alive. Returns the names that the report will have: taken before anybody
-    /// is told, because a task may end the moment it hears.
+    /// Refuses new tasks. Returns the names that the report will have: taken before anybody is told, because a task may
+    /// end the moment it hears.
     pub(crate) fn close(&self) -> Vec<Cow<'static, str>> {
         let names = {
             let mut state = self.state.lock();
@@ -188,8 +188,12 @@ impl Tasks {
             ended.chain(state.alive.iter().map(|(_, alive)| alive.name.clone())).collect()
         };
         self.tracker.close();
-        self.token.cancel();
         names
+    }
+
+    /// Tells those alive to end.
+    pub(crate) fn tell(&self) {
+        self.token.cancel();
     }
 
     /// Waits until no task is left. Only after [`close`](Self::close).

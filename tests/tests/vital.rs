@@ -119,7 +119,7 @@ fn a_registry_hears_of_a_start_and_of_the_end_before_the_listener_closes() {
 fn a_registry_that_is_unreachable_is_a_warning_and_a_departure_that_failed() {
     let registry = Registry::start();
     registry.answer(Answer::Refuse);
-    let mut service = Service::start("axum-service", [("REGISTRY_URL", registry.url())]);
+    let service = Service::start("axum-service", [("REGISTRY_URL", registry.url())]);
     service.process.stderr_line(|line| line.contains("cannot be registered yet"));
     assert_eq!(get(service.listen, "/").expect("it serves").status, 200);
     // And it is tried again.
@@ -146,5 +146,4 @@ fn a_registry_that_is_unreachable_is_a_warning_and_a_departure_that_failed() {
         let detail = departure["tasks"][0]["detail"].as_str().unwrap_or_default();
         assert!(detail.contains(said), "{answer:?}: {detail}");
     }
-    service.process.signal(Signal::KILL);
 }

@@ -20,7 +20,7 @@ use std::process::ExitCode;
 use std::sync::Arc;
 
 use axum_service::resources::{self, Cache, CacheStage, Database, Registry};
-use shutdown_core::{ShutdownCoordinator, Signals, Stage, net, start_failure};
+use shutdown_core::{ShutdownCoordinator, Signals, Stage, UsageError, net, start_failure};
 use shutdown_tower::admin::Admin;
 use shutdown_tower::{Server, ShutdownLayer};
 use tokio::net::TcpListener;
@@ -63,7 +63,7 @@ async fn run() -> Result<Infallible, Box<dyn Error>> {
     let address = listener.local_addr()?;
     if let Some(url) = settings.registry {
         let node = settings.node_id.unwrap_or_else(|| format!("axum-service-{}", address.port()));
-        let registry = Registry::new(url, &node)?;
+        let registry = Registry::new(url, &node).map_err(UsageError::new)?;
         registry.announce(address.to_string());
         builder = builder.stage_task(Stage::Departure, "registry", |stage| resources::leave(registry, stage));
     }

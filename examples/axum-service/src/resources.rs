@@ -48,7 +48,7 @@ pub async fn leave(registry: Registry, stage: StageContext) -> Result<(), BoxErr
         left = registry.leave() => left?,
         () = stage.token.cancelled() => return Err(format!("{registry} has not answered in time").into()),
     }
-    tracing::info!(%registry, "deregistered");
+    stage.log(move || tracing::info!(%registry, "deregistered"));
     Ok(())
 }
 
@@ -62,7 +62,8 @@ pub async fn leave(registry: Registry, stage: StageContext) -> Result<(), BoxErr
 ///
 /// Cancel safe: a write that was not sent stays pending.
 pub async fn close_cache(cache: impl CacheStage, stage: StageContext) -> Result<(), BoxError> {
-    tracing::info!("{}", cache.statistics());
+    let statistics = cache.statistics();
+    stage.log(move || tracing::info!("{statistics}"));
     let closed = async {
         cache.flush().await?;
         cache.close().await
@@ -78,7 +79,8 @@ pub async fn close_cache(cache: impl CacheStage, stage: StageContext) -> Result<
             }.into());
         }
     }
-    tracing::info!("{} connection closed", cache.name());
+    let name = cache.name().to_owned();
+    stage.log(move || tracing::info!("{name} connection closed"));
     Ok(())
 }
 
@@ -103,7 +105,7 @@ pub async fn close_database(database: Database, stage: StageContext) -> Result<(
     tokio::select! {
         biased;
         () = &mut closing => {
-            tracing::info!("Database connections closed successfully");
+            stage.log(|| tracing::info!("Database connections closed successfully"));
             return Ok(());
         }
         () = hurry.cancelled() => {}
@@ -127,7 +129,7 @@ pub async fn close_database(database: Database, stage: StageContext) -> Result<(
     };
     let cancelled = cancelled?;
     if cancelled.is_empty() {
-        tracing::info!("Database connections closed successfully");
+        stage.log(|| tracing::info!("Database connections closed successfully"));
         return Ok(());
     }
     Err(format!("cancelled what still ran: {}", cancelled.join("; ")).into())

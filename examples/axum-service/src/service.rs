@@ -221,17 +221,19 @@ async fn live(
     let session = service.shutdown.session_start("GET /live").map_err(|_| StatusCode::SERVICE_UNAVAILABLE)?;
     let mut news = service.live.subscribe();
     Ok(shutdown_tower::on_upgrade(upgrade, session, async move |mut socket| {
+        let mut listening = true;
         loop {
             tokio::select! {
                 heard = socket.recv() => match heard {
                     Some(Ok(_)) => {}
                     Some(Err(_)) | None => return,
                 },
-                told = news.recv() => match told {
+                told = news.recv(), if listening => match told {
                     Ok(text) => if socket.send(Message::Text(text)).await.is_err() { return },
                     // A client that reads too slowly misses some.
                     Err(RecvError::Lagged(_)) => {}
-                    Err(RecvError::Closed) => unreachable!("the service keeps a sender"),
+                    // The broadcaster has ended; the socket says goodbye by itself.
+                    Err(RecvError::Closed) => listening = false,
                 },
             }
         }

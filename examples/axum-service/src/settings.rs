@@ -1,14 +1,13 @@
 //! The configuration: the environment, then `.env`, then the default.
 
 use std::collections::BTreeMap;
-use std::fmt;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use axum_service::dotenv;
 use axum_service::resources::{CacheUrl, DatabaseUrl, RegistryUrl};
-use shutdown_core::{ShutdownConfig, parse_duration};
+use shutdown_core::{ShutdownConfig, UsageError, parse_duration};
 
 /// Everything that can be set, checked.
 #[derive(Debug)]
@@ -37,26 +36,14 @@ pub(crate) struct Settings {
     pub(crate) budgets: ShutdownConfig,
 }
 
-/// A setting that is wrong, as one sentence that names it.
-#[derive(Debug)]
-pub(crate) struct Wrong(String);
-
-impl fmt::Display for Wrong {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.0)
-    }
-}
-
-impl std::error::Error for Wrong {}
-
 impl Settings {
     /// Reads `.env` at `path` and the environment, and checks every value. Writes nothing.
     ///
     /// # Errors
     ///
     /// The first mistake.
-    pub(crate) fn load(path: &Path) -> Result<Self, Wrong> {
-        Source { dotenv: dotenv::read(path).map_err(Wrong)? }.settings().map_err(Wrong)
+    pub(crate) fn load(path: &Path) -> Result<Self, UsageError> {
+        Source { dotenv: dotenv::read(path).map_err(UsageError::new)? }.settings().map_err(UsageError::new)
     }
 }
 
@@ -128,7 +115,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join(".env");
         std::fs::write(&path, dotenv).unwrap();
-        Settings::load(&path).map_err(|wrong| wrong.to_string())
+        Settings::load(&path).map_err(|error| error.to_string())
     }
 
     #[test]

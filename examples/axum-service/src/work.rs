@@ -69,7 +69,8 @@ pub(crate) fn spawn_all(
         shutdown.spawn(name, async move |token| {
             let told = async {
                 token.cancelled().await;
-                tracing::info!("{title} task shutting down");
+                // Behind the stage's own line.
+                shutdown.log(move || tracing::info!("{title} task shutting down"));
             };
             tokio::join!(iterations.until(&token, interval), told).0
         })?;

@@ -46,6 +46,9 @@ impl Run {
             plan.stages.iter().find(|planned| planned.stage == stage).map_or(Duration::ZERO, |p| p.budget);
         let given = deadline.saturating_sub(start);
         self.begin_stage(stage, &units, names, start, given, budget, &plan);
+        if stage == Stage::Background {
+            core.tasks.tell();
+        }
         if urgency == Urgency::Immediate && stage != Stage::Persist {
             if stage == Stage::WebSockets {
                 self.cut_sessions();
@@ -58,7 +61,8 @@ impl Run {
             return;
         }
         let token = CancellationToken::new();
-        let context = StageContext { deadline: self.began + deadline, token: token.clone() };
+        let (deadline, log) = (self.began + deadline, self.log.clone());
+        let context = StageContext { deadline, token: token.clone(), log };
         let mut work = StageRun { run: self, stage, start, context, units, running: Vec::new(), cut: (0, 0) };
         let tell = given.saturating_sub(TOKEN_GRACE.min(given / 10));
         let half = self.began + start + given / 2;

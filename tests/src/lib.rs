@@ -5,6 +5,7 @@
 
 pub mod client;
 pub mod h2raw;
+pub mod manager;
 pub mod process;
 pub mod rig;
 pub mod saved;

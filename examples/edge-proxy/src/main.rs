@@ -58,7 +58,7 @@ fn main() -> ExitCode {
 /// From nothing to serving, and from there to the report.
 ///
 /// The order is the point. Everything that can be wrong without touching the outside is checked first and exits
-/// with 2. Then the sockets: an address in use exits with 1. Then the coordinator, and only with it the data
+/// with 2. Then the sockets, systemd's or our own: an address in use exits with 1. Then the coordinator, and only with it the data
 /// directory and the state in it:
 ///
 /// ```text

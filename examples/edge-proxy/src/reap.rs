@@ -4,6 +4,9 @@
 //! its entry stays, as a zombie, and a container has a limited number of them (`pids.max`). An init does nothing else; a
 //! proxy that is process 1 itself does it when asked to.
 //!
+//! It looks in `/proc`, which every container has. It is for an image whose only program is the proxy; with an init
+//! (`docker run --init`, a shared process namespace in Kubernetes) no orphan comes here.
+//!
 //! Nothing polls: each SIGCHLD is a look at what has ended. Several may have ended behind one signal, so all are looked at.
 
 use std::io;

@@ -81,6 +81,8 @@ pub(crate) struct Core {
     pub(crate) signals: AtomicU32,
     /// The report as far as it has been written; see `report` for why it is true at every moment.
     pub(crate) draft: Mutex<Option<Draft>>,
+    /// Wakes who shows the draft's current stage.
+    pub(crate) stage_changed: watch::Sender<()>,
     /// The report, once it is final.
     pub(crate) verdict: watch::Sender<Option<Arc<ShutdownReport>>>,
     /// Whether the process may leave.
@@ -146,6 +148,7 @@ impl Core {
             log: OnceLock::new(),
             signals: AtomicU32::new(0),
             draft: Mutex::new(None),
+            stage_changed: watch::Sender::new(()),
             verdict: watch::Sender::new(None),
             released: watch::Sender::new(false),
             answers: TaskTracker::new(),

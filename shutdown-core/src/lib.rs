@@ -80,6 +80,8 @@ mod stage;
 #[cfg(all(unix, feature = "state"))]
 pub mod state;
 mod sync;
+#[cfg(all(unix, feature = "systemd"))]
+pub mod systemd;
 mod tasks;
 mod unwind;
 

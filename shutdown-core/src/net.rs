@@ -115,8 +115,15 @@ impl Accept for TcpListener {
 
     /// On Linux: drops the first packet (SYN) of every new connection. Its client sends it again after a second, when the
     /// socket has closed, and is refused, as it would have been a moment later.
+    ///
+    /// Not for a socket that systemd holds as well: the filter would stay on it when we close it, and drop every
+    /// connection to the next start. Nor is it needed: what is completed after the last look waits for that start.
     #[cfg(target_os = "linux")]
     fn begin_no_more(&self) -> bool {
+        #[cfg(feature = "systemd")]
+        if is_shared(&SockRef::from(self)) {
+            return false;
+        }
         use socket2::SockFilter;
         // Classic BPF (linux/bpf_common.h, linux/filter.h) over the TCP header; RFC 9293 §3.1: the flags are byte 13.
         const LOAD_BYTE: u16 = 0x30;
@@ -134,6 +141,29 @@ impl Accept for TcpListener {
         ];
         SockRef::from(self).attach_filter(&no_syn).is_ok()
     }
+}
+
+/// The sockets that systemd holds as well, by the kernel's cookies, which are never used again (`SO_COOKIE`, socket(7)).
+///
+/// For the whole process, because it is a fact about the socket: whoever accepts from it, through whatever type, cannot
+/// forget to say so.
+#[cfg(all(target_os = "linux", feature = "systemd"))]
+static SHARED: parking_lot::Mutex<Vec<u64>> = parking_lot::Mutex::new(Vec::new());
+
+/// Notes that systemd holds this socket as well.
+#[cfg(all(unix, feature = "systemd"))]
+pub(crate) fn note_shared(listener: &std::net::TcpListener) -> io::Result<()> {
+    #[cfg(target_os = "linux")]
+    SHARED.lock().push(SockRef::from(listener).cookie()?);
+    // Elsewhere there is no filter to keep away from it.
+    #[cfg(not(target_os = "linux"))]
+    let _ = listener;
+    Ok(())
+}
+
+#[cfg(all(target_os = "linux", feature = "systemd"))]
+fn is_shared(socket: &SockRef<'_>) -> bool {
+    socket.cookie().is_ok_and(|cookie| SHARED.lock().contains(&cookie))
 }
 
 #[cfg(unix)]
@@ -175,5 +205,19 @@ mod tests {
         let (_, peer) = listener.accept_now().unwrap();
         assert_eq!(peer, queued.local_addr().unwrap());
         assert_eq!(listener.accept_now().unwrap_err().kind(), io::ErrorKind::WouldBlock);
+    }
+
+    #[cfg(feature = "systemd")]
+    #[tokio::test]
+    async fn a_socket_that_systemd_holds_as_well_gets_no_filter() {
+        let given = bind(([127, 0, 0, 1], 0).into()).unwrap();
+        note_shared(&given).unwrap();
+        let addr = given.local_addr().unwrap();
+        let systemds = given.try_clone().unwrap();
+        let ours = TcpListener::from_std(given).unwrap();
+        assert!(!ours.begin_no_more());
+        drop(ours);
+        let client = StdStream::connect_timeout(&addr, Duration::from_secs(5)).unwrap();
+        assert_eq!(systemds.accept().unwrap().1, client.local_addr().unwrap());
     }
 }

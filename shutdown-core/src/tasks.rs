@@ -173,6 +173,14 @@ impl Tasks {
         self.state.lock().alive.iter().map(|(_, alive)| alive.name.clone()).collect()
     }
 
+    /// How many are alive, and how many have ended since the start.
+    #[cfg(all(unix, feature = "systemd"))]
+    pub(crate) fn alive_and_ended(&self) -> (u64, u64) {
+        let state = self.state.lock();
+        let alive = state.alive.len() as u64;
+        (alive, state.spawned - alive)
+    }
+
     /// From now on a task that does not end well is in the report.
     pub(crate) fn note_failures(&self) {
         self.state.lock().stopping = true;

@@ -6,6 +6,7 @@
 pub mod backend;
 pub mod client;
 pub mod h2raw;
+pub mod manager;
 pub mod process;
 pub mod rig;
 pub mod saved;

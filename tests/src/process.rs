@@ -54,14 +54,19 @@ impl Printed {
     }
 
     fn wait(&self, wanted: impl Fn(&str) -> bool) -> Option<String> {
+        self.wait_nth(0, wanted)
+    }
+
+    /// Waits for a line for which `wanted` holds and before which so many others did.
+    fn wait_nth(&self, before: usize, wanted: impl Fn(&str) -> bool) -> Option<String> {
         let lines = self.lines.lock().expect("no reader panics");
         let (lines, _) = self
             .more
             .wait_timeout_while(lines, PATIENCE, |(lines, end)| {
-                !*end && !lines.iter().any(|line| wanted(line))
+                !*end && lines.iter().filter(|line| wanted(line)).count() <= before
             })
             .expect("no reader panics");
-        lines.0.iter().find(|line| wanted(line)).cloned()
+        lines.0.iter().filter(|line| wanted(line)).nth(before).cloned()
     }
 
     fn all(&self) -> String {
@@ -212,8 +217,27 @@ impl Process {
     }
 
     /// Waits until it prints a line to stderr for which `wanted` holds; nothing if it ends or takes too long without.
-    pub fn stderr_line(&self, wanted: impl Fn(&str) -> bool) -> Option<String> {
+    pub fn stderr_line_or_end(&self, wanted: impl Fn(&str) -> bool) -> Option<String> {
         self.stderr.wait(wanted)
+    }
+
+    /// Waits until it has printed a line to stdout for which `wanted` holds, beside so many before.
+    ///
+    /// # Panics
+    ///
+    /// If it ends or takes too long without.
+    pub fn stdout_nth(&self, before: usize, wanted: impl Fn(&str) -> bool) -> String {
+        let line = self.stdout.wait_nth(before, wanted);
+        line.unwrap_or_else(|| panic!("never printed; stderr: {}", self.stderr_so_far()))
+    }
+
+    /// Waits until it prints a line to stderr for which `wanted` holds.
+    ///
+    /// # Panics
+    ///
+    /// If it ends or takes too long without.
+    pub fn stderr_line(&self, wanted: impl Fn(&str) -> bool) -> String {
+        self.stderr.wait(wanted).unwrap_or_else(|| panic!("never printed; stderr: {}", self.stderr_so_far()))
     }
 
     /// The address behind `prefix` in a line of stdout.
@@ -345,6 +369,10 @@ impl Deadline {
     }
 }
 
+/// What systemd sets, for the case that it runs the tests.
+const FROM_SYSTEMD: [&str; 6] =
+    ["NOTIFY_SOCKET", "WATCHDOG_USEC", "WATCHDOG_PID", "LISTEN_PID", "LISTEN_FDS", "LISTEN_FDNAMES"];
+
 /// An edge-proxy in a directory of its own.
 pub struct EdgeProxy {
     /// The process.
@@ -364,7 +392,7 @@ impl EdgeProxy {
             .args(["--listen", "127.0.0.1:0", "--admin", "127.0.0.1:0", "--data-dir"])
             .arg(dir.join("data"))
             .current_dir(dir);
-        for name in shutdown_core::ShutdownConfig::VARIABLES {
+        for name in shutdown_core::ShutdownConfig::VARIABLES.iter().chain(&FROM_SYSTEMD) {
             command.env_remove(name);
         }
         command

@@ -106,9 +106,11 @@ fn of_core(features: &str) -> BTreeSet<String> {
 }
 
 #[test]
-fn the_state_adds_three_packages_and_the_breakers_none() {
+fn the_state_adds_three_packages_systemd_two_beyond_signals_and_sockets_and_the_breakers_none() {
     let bare = of_core("");
     let added: Vec<_> = of_core("state").difference(&bare).cloned().collect();
     assert_eq!(added, ["crc32fast", "rustix", "serde_json"]);
     assert_eq!(of_core("breaker"), bare);
+    let added: Vec<_> = of_core("systemd").difference(&of_core("signals,net")).cloned().collect();
+    assert_eq!(added, ["listenfd", "sd-notify"]);
 }

@@ -11,7 +11,7 @@ use crate::Failure;
 
 /// An edge proxy that stops well.
 ///
-/// Each flag but --check is also EDGE_PROXY_<FLAG> in the environment or in .env (several upstreams separated by
+/// Each flag but --check and --unit is also EDGE_PROXY_<FLAG> in the environment or in .env (several upstreams separated by
 /// commas) and, but for --config, a key of the configuration file. A flag goes before the environment, that before .env, that before the file.
 /// The budgets of the shutdown are SHUTDOWN_* variables, lower-case keys in the file; --check shows them.
 #[derive(Debug, Default, Parser)]
@@ -20,10 +20,12 @@ pub(crate) struct Flags {
     /// TOML with the same names
     #[arg(long, value_name = "FILE")]
     pub(crate) config: Option<String>,
-    /// Where clients connect [default: 127.0.0.1:8080]
+    /// Where clients connect; a socket that systemd hands over (LISTEN_FDS) is taken in its place, the first that is not
+    /// named admin [default: 127.0.0.1:8080]
     #[arg(long, value_name = "ADDR")]
     pub(crate) listen: Option<String>,
-    /// Where the admin routes answer [default: 127.0.0.1:8081]
+    /// Where the admin routes answer; a socket that systemd hands over is taken in its place, the one named admin
+    /// (FileDescriptorName=), else the second [default: 127.0.0.1:8081]
     #[arg(long, value_name = "ADDR")]
     pub(crate) admin: Option<String>,
     /// Where requests go, as http://host:port; repeat it for several [default: a built-in demo]
@@ -58,9 +60,18 @@ pub(crate) struct Flags {
     /// The bearer token for POST /terminate; required if --admin is not loopback
     #[arg(long, value_name = "FILE")]
     pub(crate) admin_token_file: Option<String>,
+    /// Take the exit status of orphans, as process 1 of a container has to when there is no init in it; elsewhere it does
+    /// nothing. In the environment and in the file: true or false
+    #[arg(long)]
+    pub(crate) reap: bool,
     /// Print the effective configuration and shutdown plan, and exit
     #[arg(long)]
     pub(crate) check: bool,
+    /// With --check: also look whether this systemd unit leaves the shutdown the time it takes. What its Environment=
+    /// sets is taken; drop-ins, EnvironmentFile= and the flags of ExecStart= are not read (systemctl cat prints a unit
+    /// with its drop-ins)
+    #[arg(long, value_name = "FILE")]
+    pub(crate) unit: Option<String>,
 }
 
 impl Flags {
@@ -68,6 +79,7 @@ impl Flags {
     pub(crate) fn given(&self, flag: &str) -> Vec<String> {
         let one = match flag {
             "upstream" => return self.upstream.clone(),
+            "reap" => return self.reap.then(|| "true".to_owned()).into_iter().collect(),
             "config" => &self.config,
             "listen" => &self.listen,
             "admin" => &self.admin,
@@ -141,6 +153,11 @@ mod tests {
         for flag in crate::settings::FLAGS {
             let Ok(Asked::Flags(flags)) = asked(&[&format!("--{flag}"), "value"]) else { panic!("{flag}") };
             assert_eq!(flags.given(flag), ["value"]);
+        }
+        for switch in crate::settings::SWITCHES {
+            let Ok(Asked::Flags(flags)) = asked(&[&format!("--{switch}")]) else { panic!("{switch}") };
+            assert_eq!(flags.given(switch), ["true"]);
+            assert_eq!(Flags::default().given(switch), [""; 0]);
         }
     }
 }

@@ -10,7 +10,9 @@ mod breakers;
 mod demo;
 mod edge;
 mod flags;
+mod reap;
 mod settings;
+mod unit;
 mod upstreams;
 
 use std::fmt;
@@ -22,6 +24,7 @@ use std::sync::Arc;
 use pingora_core::server::configuration::ServerConf;
 use shutdown_core::breaker::Breakers;
 use shutdown_core::state::{StateError, StateStore};
+use shutdown_core::systemd::Systemd;
 use shutdown_core::{
     Builder, InstallError, Plan, Reason, ReportFiles, ShutdownCoordinator, Signals, net, sentence,
 };
@@ -33,6 +36,7 @@ use tokio::time::Instant;
 use crate::edge::Edge;
 use crate::flags::{Asked, Flags};
 use crate::settings::Settings;
+use crate::unit::Unit;
 use crate::upstreams::Upstreams;
 
 fn main() -> ExitCode {
@@ -54,7 +58,7 @@ fn main() -> ExitCode {
 /// From nothing to serving, and from there to the report.
 ///
 /// The order is the point. Everything that can be wrong without touching the outside is checked first and exits
-/// with 2. Then the sockets: an address in use exits with 1. Then the coordinator, and only with it the data
+/// with 2. Then the sockets, systemd's or our own: an address in use exits with 1. Then the coordinator, and only with it the data
 /// directory and the state in it:
 ///
 /// ```text
@@ -70,17 +74,19 @@ fn run(signals: Signals) -> Result<ExitCode, Failure> {
         Asked::Text(text) => return Ok(print(&text)),
     };
     let check = flags.check;
-    let settings = settings(&flags)?;
+    let unit = unit(&flags)?;
+    let settings = settings(&flags, unit.as_ref())?;
     let plan = coordinator(&settings, settings.listen.port(), None)
         .plan()
         .map_err(|error| Failure::Usage(error.to_string()))?;
     if check {
-        return Ok(print(&effective(&settings, &plan)));
+        return Ok(print(&effective(&settings, &plan, unit.as_ref(), &flags)?));
     }
     log_to_stderr()?;
 
-    let traffic = bind("--listen", settings.listen)?;
-    let admin = bind("--admin", settings.admin)?;
+    // Before any thread. What systemd holds for us is taken in place of what the flags would have us bind.
+    let mut systemd = Systemd::from_env().map_err(|error| Failure::Usage(sentence(&error)))?;
+    let (traffic, admin) = listeners(&mut systemd, &settings)?;
     let (at, admin_at) = (addr(&traffic)?, addr(&admin)?);
     let node_id = settings.node_id(at.port());
     let runtime = Runtime::new().map_err(|error| Failure::start("no runtime", error))?;
@@ -91,6 +97,9 @@ fn run(signals: Signals) -> Result<ExitCode, Failure> {
         .runtime(runtime.handle().clone())
         .install()
         .map_err(not_installed)?;
+    if settings.reap {
+        reap::start(shutdown).map_err(|error| Failure::start("--reap cannot hear of orphans", error))?;
+    }
 
     let all = match settings.upstreams.clone() {
         given if !given.is_empty() => given,
@@ -102,13 +111,29 @@ fn run(signals: Signals) -> Result<ExitCode, Failure> {
 
     print(&what_to_try(shutdown, &settings, at, admin_at, &node_id, &upstreams));
     tracing::info!(listen = %at, admin = %admin_at, node_id, cluster = settings.cluster, "ready");
+    systemd.ready(shutdown, format_args!("serving http://{at}, admin http://{admin_at}"));
 
     // Not from here: the runtime lives until the process ends.
     shutdown.wait().exit()
 }
 
-fn settings(flags: &Flags) -> Result<Settings, Failure> {
-    let environment = |name: &str| std::env::var_os(name);
+/// What is to be checked beside the plan.
+fn unit(flags: &Flags) -> Result<Option<Unit>, Failure> {
+    let Some(path) = &flags.unit else { return Ok(None) };
+    if !flags.check {
+        return Err(Failure::Usage("--unit goes with --check: it is looked at, not used".to_owned()));
+    }
+    let text = std::fs::read_to_string(path)
+        .map_err(|error| Failure::Usage(format!("the unit file {path} (--unit) cannot be read: {error}")))?;
+    Unit::parse(&text).map(Some).map_err(|error| Failure::Usage(format!("{path}: {error}")))
+}
+
+/// With what a unit that is checked would set: it goes before the environment of who asks.
+fn settings(flags: &Flags, unit: Option<&Unit>) -> Result<Settings, Failure> {
+    let environment = |name: &str| match unit.and_then(|unit| unit.variable(name)) {
+        Some(set) => Some(set.into()),
+        None => std::env::var_os(name),
+    };
     Settings::load(flags, &environment, std::path::Path::new(".env")).map_err(Failure::Usage)
 }
 
@@ -138,6 +163,31 @@ fn not_installed(error: InstallError) -> Failure {
         }
         error => Failure::start("the shutdown coordinator cannot be installed", error),
     }
+}
+
+/// Where clients connect, and where the admin routes answer: what systemd holds, else what is bound now.
+fn listeners(systemd: &mut Systemd, settings: &Settings) -> Result<(TcpListener, TcpListener), Failure> {
+    let admin = systemd.listener_named("admin");
+    let traffic = systemd.next_listener();
+    let admin = admin.or_else(|| systemd.next_listener());
+    if systemd.listeners() > 0 {
+        let text = "more than two sockets are handed over (LISTEN_FDS): give one for traffic and one for the admin routes";
+        return Err(Failure::Usage(text.to_owned()));
+    }
+    let traffic = inherit_or_bind("--listen", traffic, settings.listen)?;
+    let admin = inherit_or_bind("--admin", admin, settings.admin)?;
+    settings.check_admin(addr(&admin)?).map_err(Failure::Usage)?;
+    Ok((traffic, admin))
+}
+
+fn inherit_or_bind(
+    flag: &str,
+    inherited: Option<TcpListener>,
+    given: SocketAddr,
+) -> Result<TcpListener, Failure> {
+    let Some(listener) = inherited else { return bind(flag, given) };
+    tracing::info!(listen = %addr(&listener)?, "taken over from systemd: {flag} is not used");
+    Ok(listener)
 }
 
 fn bind(flag: &str, addr: SocketAddr) -> Result<TcpListener, Failure> {
@@ -229,11 +279,21 @@ impl Write for Stderr {
 }
 
 /// `--check`: the configuration and the plan as they would be.
-fn effective(settings: &Settings, plan: &Plan) -> String {
+fn effective(
+    settings: &Settings,
+    plan: &Plan,
+    unit: Option<&Unit>,
+    flags: &Flags,
+) -> Result<String, Failure> {
     let late = settings.budgets.grace_period.filter(|grace| *grace < plan.total).map_or("", |_| {
         "warning: SHUTDOWN_GRACE_PERIOD is below the total: the platform kills before the shutdown may end\n"
     });
-    format!("{settings}\n{plan}\n{late}")
+    let mut text = format!("{settings}\n{plan}\n{late}");
+    if let (Some(unit), Some(path)) = (unit, &flags.unit) {
+        let checked = unit.check(plan.total).map_err(|error| Failure::Usage(format!("{path}: {error}")))?;
+        text += &format!("unit {path}\n{checked}");
+    }
+    Ok(text)
 }
 
 fn what_to_try(

@@ -35,6 +35,9 @@ pub(crate) const FLAGS: [&str; 12] = [
     "admin-token-file",
 ];
 
+/// The flags that take none: true or false where they are not a flag.
+pub(crate) const SWITCHES: [&str; 1] = ["reap"];
+
 /// Everything that can be set, checked.
 #[derive(Clone)]
 pub(crate) struct Settings {
@@ -52,6 +55,7 @@ pub(crate) struct Settings {
     node_id: Option<String>,
     pub(crate) cluster: String,
     pub(crate) admin_token: Option<String>,
+    pub(crate) reap: bool,
     pub(crate) budgets: ShutdownConfig,
 }
 
@@ -74,16 +78,10 @@ impl Settings {
         let listen = sources.addr("listen", "127.0.0.1:8080")?;
         let admin = sources.addr("admin", "127.0.0.1:8081")?;
         let admin_token = sources.one("admin-token-file")?.map(|path| read_token(&path)).transpose()?;
-        if admin_token.is_none() && !admin.ip().is_loopback() {
-            return Err(format!(
-                "the admin address {admin} is not loopback, so anybody who reaches it could stop the proxy: give \
-                 --admin-token-file, or listen on 127.0.0.1"
-            ));
-        }
         if listen == admin && listen.port() != 0 {
             return Err(format!("--listen and --admin are both {listen}: give them different ports"));
         }
-        Ok(Self {
+        let settings = Self {
             listen,
             admin,
             upstreams: sources.upstreams()?,
@@ -94,8 +92,26 @@ impl Settings {
             node_id: sources.name("node-id")?,
             cluster: sources.name("cluster")?.unwrap_or_else(|| "default".to_owned()),
             admin_token,
+            reap: sources.switch("reap")?,
             budgets: sources.budgets()?,
-        })
+        };
+        settings.check_admin(admin)?;
+        Ok(settings)
+    }
+
+    /// Whether the admin routes may answer there.
+    ///
+    /// # Errors
+    ///
+    /// They need a token; one sentence.
+    pub(crate) fn check_admin(&self, admin: SocketAddr) -> Result<(), String> {
+        if self.admin_token.is_some() || admin.ip().is_loopback() {
+            return Ok(());
+        }
+        Err(format!(
+            "the admin address {admin} is not loopback, so anybody who reaches it could stop the proxy: give \
+             --admin-token-file, or listen on 127.0.0.1"
+        ))
     }
 
     /// The node's name, once the port is known.
@@ -124,6 +140,7 @@ impl fmt::Display for Settings {
         line("cluster", &self.cluster)?;
         line("lame-duck-policy", &self.budgets.lame_duck_policy)?;
         line("admin token", &if self.admin_token.is_some() { "required" } else { "none" })?;
+        line("reap", &self.reap)?;
         let grace = self.budgets.grace_period;
         line(
             "SHUTDOWN_GRACE_PERIOD",
@@ -205,6 +222,11 @@ impl Sources<'_> {
             let from = value.as_ref().map_or_else(|| text.to_owned(), ToString::to_string);
             format!("{from} is not an address: write an IP address and a port, as {default}")
         })
+    }
+
+    fn switch(&self, flag: &str) -> Result<bool, String> {
+        let Some(value) = self.one(flag)? else { return Ok(false) };
+        value.text.trim().parse().map_err(|_| format!("{value} is neither true nor false"))
     }
 
     fn duration(&self, flag: &str, default: Duration) -> Result<Duration, String> {
@@ -309,12 +331,14 @@ fn read_file(path: &Value) -> Result<BTreeMap<String, Vec<String>>, String> {
     for (key, value) in table {
         let name = key.replace('-', "_");
         let is_flag = FLAGS.iter().any(|flag| *flag != "config" && flag.replace('-', "_") == name);
+        let is_switch = SWITCHES.iter().any(|switch| switch.replace('-', "_") == name);
         let is_budget = ShutdownConfig::VARIABLES.iter().any(|variable| variable.to_lowercase() == name);
-        if !is_flag && !is_budget {
+        if !is_flag && !is_switch && !is_budget {
             return Err(format!("{}: unknown key {key:?}; see --help for the names", path.text));
         }
         let texts = match value {
             toml::Value::String(text) => vec![text],
+            toml::Value::Boolean(on) if is_switch => vec![on.to_string()],
             toml::Value::Integer(seconds) if is_budget => vec![seconds.to_string()],
             toml::Value::Array(parts) if name == "upstream" => parts
                 .into_iter()
@@ -328,7 +352,11 @@ fn read_file(path: &Value) -> Result<BTreeMap<String, Vec<String>>, String> {
                 })
                 .collect::<Result<_, _>>()?,
             other => {
-                let form = if is_budget { "a string like \"1500ms\" or whole seconds" } else { "a string" };
+                let form = match () {
+                    () if is_budget => "a string like \"1500ms\" or whole seconds",
+                    () if is_switch => "true or false",
+                    () => "a string",
+                };
                 return Err(format!("{}: {key} must be {form}, not {}", path.text, other.type_str()));
             }
         };
@@ -417,6 +445,18 @@ mod tests {
     }
 
     #[test]
+    fn a_switch_follows_the_same_order() {
+        let reap =
+            |flags, environment: &[(&str, &str)], file| load(flags, environment, "", file).unwrap().reap;
+        let on = || Flags { reap: true, ..Flags::default() };
+        assert!(reap(on(), &[("EDGE_PROXY_REAP", "false")], "reap = false"));
+        assert!(reap(Flags::default(), &[("EDGE_PROXY_REAP", "true")], "reap = false"));
+        assert!(!reap(Flags::default(), &[("EDGE_PROXY_REAP", "false")], "reap = true"));
+        assert!(reap(Flags::default(), &[], "reap = true"));
+        assert!(!reap(Flags::default(), &[], ""));
+    }
+
+    #[test]
     fn budgets_come_from_the_same_sources() {
         let file = "shutdown_total_timeout = '9s'\nshutdown_lame_duck = 3\nshutdown_linger = '100ms'";
         let settings =
@@ -452,6 +492,9 @@ mod tests {
             (load(none(), &[], "", "mdns = 'lo'"), "unknown key \"mdns\""),
             (load(none(), &[], "", "config = 'other'"), "unknown key \"config\""),
             (load(none(), &[], "", "listen = 1"), "listen must be a string"),
+            (load(none(), &[], "", "reap = 1"), "reap must be true or false"),
+            (load(none(), &[], "", "reap = 'yes'"), "edge.toml: reap \"yes\" is neither"),
+            (load(none(), &[("EDGE_PROXY_REAP", "1")], "", ""), "EDGE_PROXY_REAP \"1\" is neither"),
             (load(none(), &[], "", "\n\nlisten = "), "line 3"),
             (load(none(), &[], "A=1\nnot a pair\n", ""), ".env, line 2"),
             (load(none(), &[], "", "shutdown_linger = 'soon'"), "SHUTDOWN_LINGER=\"soon\""),

@@ -132,6 +132,7 @@ impl Run {
                 tasks,
             });
         });
+        self.core.stage_changed.send_replace(());
         if stage == Stage::Departure {
             self.log.line(move || {
                 tracing::info!(target: "shutdown", stage = stage.name(), tasks = count, "{}", stage.doing(&names));
@@ -163,6 +164,7 @@ impl Run {
             report.outcome = report.tasks.iter().map(|task| task.outcome).fold(Outcome::Ok, Outcome::worse);
             report.clone()
         });
+        self.core.stage_changed.send_replace(());
         let elapsed_ms = ms(end.saturating_sub(start));
         self.log.line(move || log_stage(&report, elapsed_ms));
     }

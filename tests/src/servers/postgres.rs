@@ -63,7 +63,7 @@ impl Postgres {
         for _ in 0..STARTS {
             let port = free_port();
             let process = Process::start(&mut server(&programs, dir.path(), port, settings));
-            if process.stderr_line(|line| line.contains(READY)).is_some() {
+            if process.stderr_line_or_end(|line| line.contains(READY)).is_some() {
                 return Self { process, port, dir, programs };
             }
             said = process.stderr_so_far();
@@ -110,7 +110,8 @@ impl Postgres {
     ///
     /// If it ends or takes too long without.
     pub fn logged(&self, wanted: impl Fn(&LogLine) -> bool) -> LogLine {
-        let found = self.process.stderr_line(|line| LogLine::parse(line).is_some_and(|line| wanted(&line)));
+        let found =
+            self.process.stderr_line_or_end(|line| LogLine::parse(line).is_some_and(|line| wanted(&line)));
         let line = found.unwrap_or_else(|| panic!("never logged:\n{}", self.process.stderr_so_far()));
         LogLine::parse(&line).expect("it was found by parsing it")
     }

@@ -31,6 +31,11 @@ pub struct StageContext {
 }
 
 impl StageContext {
+    /// What a stage of this deadline gives its tasks: for tests of a stage task by itself. Lines are logged at once.
+    pub fn new(deadline: Instant, token: CancellationToken) -> Self {
+        Self { deadline, token, log: Log::Inline }
+    }
+
     /// Writes a log line behind the coordinator's own, so that all are in order. Installed, a thread of its own writes
     /// them: whatever blocks there does not hold up the task.
     pub fn log(&self, line: impl FnOnce() + Send + 'static) {
@@ -178,8 +183,7 @@ impl Executor {
 impl Executor {
     /// Starts work that blocks and is no stage's.
     pub(crate) fn start_blocking(&self, name: &'static str, work: impl FnOnce() + Send + 'static) -> Running {
-        let context =
-            StageContext { deadline: Instant::now(), token: CancellationToken::new(), log: Log::Inline };
+        let context = StageContext::new(Instant::now(), CancellationToken::new());
         let task = boxed(move |_| async move {
             work();
             Ok(())

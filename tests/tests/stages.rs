@@ -21,6 +21,15 @@ fn export(backend: &Backend) -> Connection {
     connection
 }
 
+/// Asks until it holds.
+fn wait_for(holds: impl Fn() -> bool) {
+    let begin = Stopwatch::start();
+    while !holds() {
+        assert!(begin.elapsed() < PATIENCE, "never");
+        std::thread::park_timeout(Duration::from_millis(10));
+    }
+}
+
 fn unended(backend: &Backend) -> String {
     backend.query("SELECT count(*) FROM task_runs WHERE ended IS NULL")
 }
@@ -102,8 +111,11 @@ fn every_resource_is_closed_after_the_last_one_that_needs_it() {
         );
         assert_eq!(backend.connections(), 0);
         // The servers' own accounts: the last statement, then the last write to Redis, then PostgreSQL loses its connections.
-        let monitor = monitor.expect("started above").stdout_so_far();
-        let writes = monitor.lines().filter(|line| line.contains("\"SET\""));
+        let monitor = monitor.expect("started above");
+        let is_write = |line: &str| line.contains("\"SET\"");
+        monitor.stdout_nth(paid - 1, is_write);
+        let monitor = monitor.stdout_so_far();
+        let writes = monitor.lines().filter(|line| is_write(line));
         let seconds = |line: &str| line.split(' ').next().and_then(|time| time.parse::<f64>().ok());
         let written = writes.filter_map(seconds).map(|seconds| (seconds * 1000.0) as u64);
         let (first_write, last_write) =
@@ -172,14 +184,14 @@ fn a_task_that_is_told_finishes_its_iteration_and_one_that_is_killed_does_not() 
     let mut backend = Backend::start(Standing::Embedded, &BUSY_TASKS);
     let runs =
         |backend: &Backend| backend.query("SELECT coalesce(min(runs), 0) FROM task_runs").parse::<u64>();
-    while runs(&backend).expect("a number") < 3 {}
+    wait_for(|| runs(&backend).expect("a number") >= 3);
     backend.service.process.signal(Signal::TERM);
     assert_eq!(backend.service.process.exit_code(PATIENCE), 0, "{}", backend.service.process.stderr());
     assert_eq!(unended(&backend), "0");
 
     let mut killed =
         Backend::start(Standing::Embedded, &[("AXUM_SERVICE_INTERVAL", "1ms"), ("AXUM_SERVICE_WORK", "1s")]);
-    while killed.query("SELECT count(*) FROM task_runs") != "6" {}
+    wait_for(|| killed.query("SELECT count(*) FROM task_runs") == "6");
     killed.service.process.signal(Signal::KILL);
     killed.service.process.ended(PATIENCE);
     assert_ne!(unended(&killed), "0");

@@ -305,7 +305,7 @@ fn who_connects_to_a_held_socket_between_two_starts_is_served_by_the_next() {
     slow.send("GET", "/slow?ms=1500", "connection: close\r\n").expect("it reads");
     status_until(admin, |status| status["requests"]["active"] == 1);
     holder.signal(first, Signal::TERM);
-    holder.process.stderr_line(|line| line.contains("stopped accepting new connections"));
+    holder.process.stderr_line(|line| line.contains("listeners closed"));
     // While the first one still works: neither refused nor dropped, and not its any more.
     let mut between: Vec<_> = (0..10).map(|_| ask(web)).collect();
     assert_eq!(status_until(admin, |_| true)["requests"]["active"], 1);

@@ -55,8 +55,9 @@ fn client(addr: std::net::SocketAddr, pace: &Pace, begin: &Barrier) -> Rule {
     let every = pace.every;
     let mut told: Option<Stopwatch> = None;
     let mut rule = Rule::default();
-    let mut connection = Connection::open(addr).expect("it serves");
+    let connection = Connection::open(addr);
     begin.wait();
+    let mut connection = connection.expect("it serves");
     loop {
         let asked = Stopwatch::start();
         // A third of a pace long: at any moment some are in flight.

@@ -81,6 +81,7 @@ fn a_redis_that_is_refused_at_the_start_is_one_warning_and_found_when_it_comes()
     let begin = Stopwatch::start();
     while redis.cli(&["EXISTS", "payment:1"]) != "1" {
         assert!(begin.elapsed() < PATIENCE, "the write never lands");
+        std::thread::park_timeout(Duration::from_millis(20));
     }
     service.process.signal(Signal::TERM);
     assert_eq!(service.process.exit_code(PATIENCE), 0, "{}", service.process.stderr());
@@ -132,9 +133,9 @@ fn a_registry_that_is_unreachable_is_a_warning_and_a_departure_that_failed() {
         (Answer::Refuse, "not deregistered from"),
     ] {
         registry.answer(Answer::Status(200));
-        let heard = registry.requests().len();
         let mut service = Service::start("axum-service", [("REGISTRY_URL", registry.url())]);
-        while registry.requests().len() == heard {}
+        let address = service.listen.to_string();
+        registry.asked(|request| request.method == "PUT" && request.body.contains(&address));
         registry.answer(answer);
         let begin = Stopwatch::start();
         service.process.signal(Signal::TERM);

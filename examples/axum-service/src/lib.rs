@@ -4,6 +4,8 @@
 //! |---|---|
 //! | [`resources`] | a database, a cache, a registry, and how a shutdown closes each |
 //! | [`dotenv`] | `.env` read into a map |
+//! | [`secrets`] | a token in a file |
 
 pub mod dotenv;
 pub mod resources;
+pub mod secrets;

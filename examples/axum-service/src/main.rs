@@ -20,33 +20,54 @@ use std::process::ExitCode;
 use std::sync::Arc;
 
 use axum_service::resources::{self, Cache, CacheStage, Database, Registry};
-use shutdown_core::{ShutdownCoordinator, Signals, Stage, UsageError, net, start_failure};
+use shutdown_core::systemd::Systemd;
+use shutdown_core::{
+    ReportFiles, ShutdownCoordinator, Signals, Stage, UsageError, net, sentence, start_failure,
+};
 use shutdown_tower::admin::Admin;
 use shutdown_tower::{Server, ShutdownLayer};
 use tokio::net::TcpListener;
+use tokio::runtime::Runtime;
 use tokio::sync::broadcast;
 
 use crate::service::Service;
 use crate::settings::Settings;
 
-#[tokio::main]
-async fn main() -> ExitCode {
-    let Err(error) = run().await;
+fn main() -> ExitCode {
+    let Err(error) = start();
     start_failure("axum-service", &*error)
+}
+
+/// What comes before the first thread: the signals, what systemd has given, the settings.
+fn start() -> Result<Infallible, Box<dyn Error>> {
+    let signals = Signals::claim()?;
+    let systemd = Systemd::from_env().map_err(|error| UsageError::new(sentence(&error)))?;
+    let settings = Settings::load(Path::new(".env"))?;
+    tracing_subscriber::fmt().compact().with_target(false).with_writer(std::io::stderr).init();
+    Runtime::new()?.block_on(run(signals, systemd, settings))
 }
 
 /// From nothing to serving, and from there to the report.
 ///
 /// What is vital comes first: without its database the service does not start. Cache and registry connect by themselves.
-/// Every resource is handed to the stage that closes it before anything uses it.
-async fn run() -> Result<Infallible, Box<dyn Error>> {
-    let signals = Signals::claim()?;
-    let settings = Settings::load(Path::new(".env"))?;
-    tracing_subscriber::fmt().compact().with_target(false).with_writer(std::io::stderr).init();
+/// Every resource is handed to the stage that closes it before anything uses it; the registry hears last that we serve.
+async fn run(
+    signals: Signals,
+    mut systemd: Systemd,
+    settings: Settings,
+) -> Result<Infallible, Box<dyn Error>> {
+    let listener = match systemd.next_listener() {
+        Some(inherited) => inherited,
+        None => net::bind(settings.listen)?,
+    };
+    let listener = TcpListener::from_std(listener)?;
+    let address = listener.local_addr()?;
+    let (node, advertised) = (settings.node(address.port()), settings.advertised(address));
 
     let database = Database::open(settings.database, "axum-service", service::SCHEMA).await?;
     let cache = Cache::open(settings.cache, settings.cache_interval);
-    let (live, _) = broadcast::channel(64);
+    let registry =
+        settings.registry.map(|url| Registry::new(url, &node)).transpose().map_err(UsageError::new)?;
 
     let (closing_database, closing_cache) = (database.clone(), cache.clone());
     let mut builder = ShutdownCoordinator::builder()
@@ -59,34 +80,41 @@ async fn run() -> Result<Infallible, Box<dyn Error>> {
         .stage_task(Stage::Database, database.url().name(), |stage| {
             resources::close_database(closing_database, stage)
         });
-    let listener = TcpListener::bind(settings.listen).await?;
-    let address = listener.local_addr()?;
-    if let Some(url) = settings.registry {
-        let node = settings.node_id.unwrap_or_else(|| format!("axum-service-{}", address.port()));
-        let registry = Registry::new(url, &node).map_err(UsageError::new)?;
-        registry.announce(address.to_string());
+    if let Some(registry) = registry.clone() {
         builder = builder.stage_task(Stage::Departure, "registry", |stage| resources::leave(registry, stage));
     }
+    let mut last = None;
     if let Some(dir) = settings.reports {
+        last = ReportFiles::new(&dir).last().into();
         builder = builder.report_dir(dir);
     }
     let shutdown = builder.install()?;
 
-    let service = Arc::new(Service { shutdown, database, cache, live, counters: Default::default() });
     if let Some(admin) = settings.admin {
         let listener = net::bind(admin)?;
         println!("admin on {}", listener.local_addr()?);
-        Admin::new(shutdown).serve(listener)?;
+        let mut admin = Admin::new(shutdown).token(settings.admin_token.map(|token| token.0));
+        if let Some(last) = last {
+            admin = admin.last_shutdown(last);
+        }
+        admin.serve(listener)?;
     }
+    let (live, _) = broadcast::channel(64);
+    let counters = Default::default();
+    let service = Arc::new(Service { shutdown, node, database, cache, live, counters });
     // Refused only if a stop signal is here already; then the tasks have nothing to do.
     let _ = work::spawn_all(shutdown, &service, settings.interval, settings.work);
-    println!("listening on {address}");
 
     let name =
         |request: &axum::extract::Request| format!("{} {}", request.method(), request.uri().path()).into();
     let app = routes::router(shutdown).merge(service::router(service));
     let app = app.layer(ShutdownLayer::new(shutdown).named(name));
     tokio::spawn(Server::new(shutdown).serve(listener, app));
+    println!("listening on {address}");
+    if let Some(registry) = registry {
+        registry.announce(advertised);
+    }
+    systemd.ready(shutdown, format_args!("serving on {address}"));
 
     shutdown.finished().await.exit()
 }

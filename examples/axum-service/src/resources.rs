@@ -22,6 +22,7 @@ mod registry;
 use std::pin::pin;
 use std::time::Duration;
 
+use parking_lot::Mutex;
 use shutdown_core::{BoxError, StageContext};
 use tokio::time::{Instant, sleep, timeout_at};
 
@@ -33,6 +34,16 @@ pub use registry::{Registry, RegistryUrl};
 const CANCEL: Duration = Duration::from_secs(1);
 /// How long a cancelled query has to end before its connection is ended.
 const CANCELLED: Duration = Duration::from_millis(200);
+/// With less than that there is no time for both: the connection is ended at once.
+const SHORT: Duration = Duration::from_millis(500);
+/// Kept before the deadline, for saying what has not ended.
+const LAST_WORDS: Duration = Duration::from_millis(5);
+
+/// What stands before the first colon of a URL, if that can be a scheme. Never anything that may be a secret.
+fn scheme(url: &str) -> Option<&str> {
+    let (scheme, _) = url.split_once(':')?;
+    scheme.chars().all(|c| c.is_ascii_alphanumeric() || c == '+').then_some(scheme)
+}
 
 /// Stage Departure: leaves the registry, so that nobody new is sent here.
 ///
@@ -56,7 +67,7 @@ pub async fn leave(registry: Registry, stage: StageContext) -> Result<(), BoxErr
 ///
 /// # Errors
 ///
-/// Writes that did not land in time, counted; or the cache's own error.
+/// Writes that did not land in time, counted, and why; or the cache's own error.
 ///
 /// # Cancel safety
 ///
@@ -66,33 +77,42 @@ pub async fn close_cache(cache: impl CacheStage, stage: StageContext) -> Result<
     stage.log(move || tracing::info!("{statistics}"));
     let closed = async {
         cache.flush().await?;
-        cache.close().await
+        let connected = cache.is_connected();
+        cache.close().await?;
+        Ok::<_, BoxError>(connected)
     };
-    tokio::select! {
+    let connected = tokio::select! {
+        biased;
         closed = closed => closed?,
         () = stage.token.cancelled() => {
-            let (name, pending) = (cache.name(), cache.pending());
-            return Err(match pending {
+            let name = cache.name();
+            let what = match cache.pending() {
                 0 => format!("{name} does not end its connection"),
                 1 => format!("1 write has not landed in {name}"),
-                _ => format!("{pending} writes have not landed in {name}"),
-            }.into());
+                pending => format!("{pending} writes have not landed in {name}"),
+            };
+            return Err(match cache.trouble() {
+                Some(why) => format!("{what}: {why}").into(),
+                None => what.into(),
+            });
         }
+    };
+    if connected {
+        let name = cache.name().to_owned();
+        stage.log(move || tracing::info!("{name} connection closed"));
     }
-    let name = cache.name().to_owned();
-    stage.log(move || tracing::info!("{name} connection closed"));
     Ok(())
 }
 
 /// Stage Database: closes the pool.
 ///
 /// From the first moment on new queries are refused. Those that run have until a second before the deadline (half of the
-/// stage, if that is less; no time at all when a second signal hurries), and are then cancelled on the server: a server
-/// does not notice that its client has gone before it has something to say to it, and works on until then.
+/// stage, if that is less), or until a second signal hurries, and are then cancelled on the server: one that does not
+/// look for its client works on for nobody until it has something to say.
 ///
 /// # Errors
 ///
-/// The queries that were cancelled; or that connections are still out, because the server does not answer.
+/// The queries that were cancelled; or that connections are still out, and why.
 ///
 /// # Cancel safety
 ///
@@ -100,37 +120,142 @@ pub async fn close_cache(cache: impl CacheStage, stage: StageContext) -> Result<
 pub async fn close_database(database: Database, stage: StageContext) -> Result<(), BoxError> {
     let left = stage.deadline.saturating_duration_since(Instant::now());
     let patience = left - CANCEL.min(left / 2);
-    let hurry = stage.token.clone();
     let mut closing = pin!(database.close());
+    let well = || stage.log(|| tracing::info!("Database connections closed successfully"));
     tokio::select! {
         biased;
         () = &mut closing => {
-            stage.log(|| tracing::info!("Database connections closed successfully"));
+            well();
             return Ok(());
         }
-        () = hurry.cancelled() => {}
+        () = stage.token.cancelled() => {}
         () = sleep(patience) => {}
     }
-    let ending = async {
-        let cancelled = database.cancel_queries().await?;
-        if timeout_at(Instant::now() + CANCELLED.min(left / 10), &mut closing).await.is_err() {
-            database.end_connections().await?;
-            closing.await;
+    // Beside the waiting: a query may still end by itself.
+    let cancelled = Mutex::new(Vec::new());
+    let asking = async {
+        if left > SHORT {
+            let asked = database.cancel_queries().await;
+            cancelled.lock().extend(asked?);
+            sleep(CANCELLED).await;
         }
-        Ok::<_, BoxError>(cancelled)
+        let ended = database.end_connections().await?;
+        cancelled.lock().extend(ended);
+        Ok::<_, BoxError>(())
     };
-    // The token may be what has brought us here: the deadline itself is the limit, less a moment for saying so.
-    let Ok(cancelled) = timeout_at(stage.deadline - Duration::from_millis(5), ending).await else {
-        return Err(format!(
-            "{} of {database}'s connections are still out: it does not answer",
-            database.busy()
-        )
-        .into());
-    };
-    let cancelled = cancelled?;
-    if cancelled.is_empty() {
-        stage.log(|| tracing::info!("Database connections closed successfully"));
-        return Ok(());
+    let mut asked = None;
+    let mut asking = pin!(asking);
+    let closed = timeout_at(stage.deadline - LAST_WORDS, async {
+        loop {
+            tokio::select! {
+                biased;
+                () = &mut closing => return,
+                result = &mut asking, if asked.is_none() => asked = Some(result),
+            }
+        }
+    });
+    let closed = closed.await.is_ok();
+    let mut cancelled = cancelled.lock().clone();
+    cancelled.dedup();
+    let open = database.connections();
+    match (closed, asked) {
+        (true, _) if cancelled.is_empty() => {
+            well();
+            Ok(())
+        }
+        (true, _) => Err(format!("cancelled what still ran: {}", cancelled.join("; ")).into()),
+        (false, Some(Err(error))) => {
+            Err(format!("{open} of {database}'s connections are still out: {error}").into())
+        }
+        (false, _) if database.url().is_embedded() => {
+            Err(format!("{open} connections to {database} still run a query").into())
+        }
+        (false, _) => {
+            Err(format!("{open} of {database}'s connections are still out: it does not answer").into())
+        }
     }
-    Err(format!("cancelled what still ran: {}", cancelled.join("; ")).into())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+    use std::sync::atomic::{AtomicUsize, Ordering};
+
+    use tokio_util::sync::CancellationToken;
+
+    use super::*;
+
+    /// A cache whose writes land one each 10 ms.
+    #[derive(Clone)]
+    struct Fake(Arc<AtomicUsize>);
+
+    impl CacheStage for Fake {
+        fn name(&self) -> &str {
+            "fake"
+        }
+
+        fn pending(&self) -> usize {
+            self.0.load(Ordering::Relaxed)
+        }
+
+        fn trouble(&self) -> Option<String> {
+            Some("slow".into())
+        }
+
+        fn is_connected(&self) -> bool {
+            true
+        }
+
+        fn statistics(&self) -> Statistics {
+            Statistics::default()
+        }
+
+        async fn flush(&self) -> Result<(), BoxError> {
+            while self.pending() > 0 {
+                sleep(Duration::from_millis(10)).await;
+                self.0.fetch_sub(1, Ordering::Relaxed);
+            }
+            Ok(())
+        }
+
+        async fn close(&self) -> Result<(), BoxError> {
+            Ok(())
+        }
+    }
+
+    fn within(time: Duration) -> StageContext {
+        let token = CancellationToken::new();
+        let told = token.clone();
+        tokio::spawn(async move {
+            sleep(time - Duration::from_millis(50)).await;
+            told.cancel();
+        });
+        StageContext::new(Instant::now() + time, token)
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_hundred_pending_writes_land_or_those_that_do_not_are_counted_with_the_reason() {
+        let cache = Fake(Arc::new(AtomicUsize::new(100)));
+        close_cache(cache.clone(), within(Duration::from_secs(2))).await.unwrap();
+        assert_eq!(cache.pending(), 0);
+
+        let cache = Fake(Arc::new(AtomicUsize::new(100)));
+        let error = close_cache(cache.clone(), within(Duration::from_millis(555))).await.unwrap_err();
+        assert_eq!(error.to_string(), "50 writes have not landed in fake: slow");
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn an_embedded_query_that_outlasts_its_stage_is_named_as_one_that_runs() {
+        let dir = tempfile::tempdir().unwrap();
+        let url = DatabaseUrl::file(&dir.path().join("a.db"));
+        let database = Database::open(url, "test", &[]).await.unwrap();
+        let mut connection = database.pool().acquire().await.unwrap();
+        let error =
+            close_database(database, within(Duration::from_millis(100))).await.unwrap_err().to_string();
+        assert!(
+            error.starts_with("1 connections to sqlite:") && error.ends_with("still run a query"),
+            "{error}"
+        );
+        sqlx::query("SELECT 1").execute(&mut *connection).await.unwrap();
+    }
 }

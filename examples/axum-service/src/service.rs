@@ -2,7 +2,7 @@
 //!
 //! | route | answer |
 //! |---|---|
-//! | `POST /payments?amount=5&asset=XLM` | 201 and the payment; its webhook is queued, the cache has it |
+//! | `POST /payments?amount=5&asset=XLM` | 201 (400 for an amount that is none) and the payment; its webhook is queued, the cache has it |
 //! | `GET /payments/{id}` | the payment, from the cache or the database |
 //! | `DELETE /payments/{id}` | 204; the cache forgets it |
 //! | `GET /export?ms=2000` | 20 lines over that time, each from a query of its own |
@@ -38,17 +38,22 @@ pub(crate) const SCHEMA: Schema = &[
     "CREATE TABLE IF NOT EXISTS ledgers (sequence BIGINT PRIMARY KEY, closed BIGINT NOT NULL)",
     "CREATE TABLE IF NOT EXISTS assets (asset TEXT PRIMARY KEY, reserve BIGINT, holders BIGINT)",
     "CREATE TABLE IF NOT EXISTS metrics (name TEXT PRIMARY KEY, value BIGINT NOT NULL)",
-    "CREATE TABLE IF NOT EXISTS task_runs (task TEXT PRIMARY KEY, runs BIGINT NOT NULL, began BIGINT NOT NULL, \
-     ended BIGINT)",
+    "CREATE TABLE IF NOT EXISTS task_runs (task TEXT NOT NULL, node TEXT NOT NULL, runs BIGINT NOT NULL, \
+     began BIGINT NOT NULL, ended BIGINT, PRIMARY KEY (task, node))",
 ];
 
-/// How long a payment stays in the cache.
-const CACHED: Duration = Duration::from_secs(600);
+/// How long a payment stays in the cache. Also how long one may be read that another instance has deleted in the moment in
+/// which it was put there.
+const CACHED: Duration = Duration::from_secs(60);
+/// The largest payment: many of them can be summed up.
+const MOST: i64 = 1_000_000_000;
 
 /// What requests and tasks share.
 #[derive(Debug)]
 pub(crate) struct Service {
     pub(crate) shutdown: ShutdownCoordinator,
+    /// By what name registry and database know this process.
+    pub(crate) node: String,
     pub(crate) database: Database,
     pub(crate) cache: Cache,
     pub(crate) live: Live,
@@ -86,8 +91,9 @@ impl From<sqlx::Error> for Failed {
 impl IntoResponse for Failed {
     fn into_response(self) -> Response {
         let Self(error) = self;
+        // Not to the client: it may quote the query.
         tracing::warn!(%error, "a query failed");
-        (StatusCode::INTERNAL_SERVER_ERROR, format!("database: {error}\n")).into_response()
+        (StatusCode::INTERNAL_SERVER_ERROR, "the database did not do it\n").into_response()
     }
 }
 
@@ -128,10 +134,10 @@ impl Payment {
     }
 }
 
-async fn pay(
-    State(service): State<Arc<Service>>,
-    Query(order): Query<Order>,
-) -> Result<impl IntoResponse, Failed> {
+async fn pay(State(service): State<Arc<Service>>, Query(order): Query<Order>) -> Result<Response, Failed> {
+    if !(1..=MOST).contains(&order.amount) {
+        return Ok((StatusCode::BAD_REQUEST, format!("amount is 1 to {MOST}\n")).into_response());
+    }
     let mut transaction = service.database.pool().begin().await?;
     let id = sqlx::query_scalar::<_, i64>(
         "INSERT INTO payments (asset, amount, made) VALUES ($1, $2, $3) RETURNING id",
@@ -145,7 +151,7 @@ async fn pay(
     transaction.commit().await?;
     service.counters.payments.fetch_add(1, Ordering::Relaxed);
     let payment = Payment { id, asset: order.asset, amount: order.amount };
-    Ok((StatusCode::CREATED, payment.into_cache(&service.cache)))
+    Ok((StatusCode::CREATED, payment.into_cache(&service.cache)).into_response())
 }
 
 async fn payment(State(service): State<Arc<Service>>, Path(id): Path<i64>) -> Result<Response, Failed> {

@@ -1,12 +1,13 @@
 //! The configuration: the environment, then `.env`, then the default.
 
 use std::collections::BTreeMap;
+use std::fmt;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use axum_service::dotenv;
 use axum_service::resources::{CacheUrl, DatabaseUrl, RegistryUrl};
+use axum_service::{dotenv, secrets};
 use shutdown_core::{ShutdownConfig, UsageError, parse_duration};
 
 /// Everything that can be set, checked.
@@ -14,12 +15,17 @@ use shutdown_core::{ShutdownConfig, UsageError, parse_duration};
 pub(crate) struct Settings {
     /// `AXUM_SERVICE_LISTEN`, 127.0.0.1:3000.
     pub(crate) listen: SocketAddr,
-    /// `AXUM_SERVICE_ADMIN`: where the admin routes are, if anywhere. Loopback only.
+    /// `AXUM_SERVICE_ADMIN`: where the admin routes are, if anywhere.
     pub(crate) admin: Option<SocketAddr>,
+    /// `AXUM_SERVICE_ADMIN_TOKEN_FILE`: holds the bearer token for `POST /terminate`; required off loopback.
+    pub(crate) admin_token: Option<Token>,
     /// `AXUM_SERVICE_REPORTS`: where reports are written, if anywhere.
     pub(crate) reports: Option<PathBuf>,
-    /// `AXUM_SERVICE_NODE_ID`: by what name the registry knows us.
+    /// `AXUM_SERVICE_NODE_ID`, `<host name>-<port>`: by what name registry and database know this process.
     pub(crate) node_id: Option<String>,
+    /// `AXUM_SERVICE_ADVERTISE`, the listen address, `<host name>:<port>` if that is every address: what the registry is
+    /// told.
+    pub(crate) advertise: Option<String>,
     /// `AXUM_SERVICE_INTERVAL`, 1s: how often each background task works.
     pub(crate) interval: Duration,
     /// `AXUM_SERVICE_WORK`, 20ms: how long one iteration takes beside its queries.
@@ -34,6 +40,15 @@ pub(crate) struct Settings {
     pub(crate) registry: Option<RegistryUrl>,
     /// `SHUTDOWN_*`.
     pub(crate) budgets: ShutdownConfig,
+}
+
+/// Shown as nothing.
+pub(crate) struct Token(pub(crate) String);
+
+impl fmt::Debug for Token {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Token")
+    }
 }
 
 impl Settings {
@@ -51,6 +66,30 @@ struct Source {
     dotenv: BTreeMap<String, String>,
 }
 
+impl Settings {
+    /// This process's name, once its port is known.
+    pub(crate) fn node(&self, port: u16) -> String {
+        self.node_id.clone().unwrap_or_else(|| format!("{}-{port}", host_name()))
+    }
+
+    /// What the registry is told, once the address is known.
+    pub(crate) fn advertised(&self, address: SocketAddr) -> String {
+        match &self.advertise {
+            Some(given) => given.clone(),
+            None if address.ip().is_unspecified() => format!("{}:{}", host_name(), address.port()),
+            None => address.to_string(),
+        }
+    }
+}
+
+fn host_name() -> String {
+    let name = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
+    match name.trim() {
+        "" => "axum-service".to_owned(),
+        name => name.to_owned(),
+    }
+}
+
 impl Source {
     fn settings(&self) -> Result<Settings, String> {
         let duration = |text: &str| parse_duration(text).map_err(|error| error.to_string());
@@ -59,13 +98,22 @@ impl Source {
                 .map_err(|_| "write an IP address and a port, as 127.0.0.1:3000".to_owned())
         };
         let admin = self.value("AXUM_SERVICE_ADMIN", address)?;
+        let token_file = "AXUM_SERVICE_ADMIN_TOKEN_FILE";
+        let admin_token =
+            self.value(token_file, |path| secrets::token(path, &format_args!("{path:?}")).map(Token))?;
         if let Some(admin) = admin
             && !admin.ip().is_loopback()
+            && admin_token.is_none()
         {
             return Err(format!(
-                "AXUM_SERVICE_ADMIN={admin} is not loopback: anybody could stop the service"
+                "AXUM_SERVICE_ADMIN={admin} is not loopback, so anybody who reaches it could stop the service: set \
+                 {token_file}, or listen on 127.0.0.1"
             ));
         }
+        let often = |text: &str| match duration(text)? {
+            Duration::ZERO => Err("write at least 1ms".to_owned()),
+            time => Ok(time),
+        };
         // It cannot pass on what is wrong with a source.
         let budgets = ShutdownConfig::from_lookup(|name| self.text(name).ok().flatten());
         for name in ShutdownConfig::VARIABLES {
@@ -76,9 +124,11 @@ impl Source {
                 .value("AXUM_SERVICE_LISTEN", address)?
                 .unwrap_or(SocketAddr::from(([127, 0, 0, 1], 3000))),
             admin,
+            admin_token,
             reports: self.value("AXUM_SERVICE_REPORTS", |text| Ok(PathBuf::from(text)))?,
             node_id: self.value("AXUM_SERVICE_NODE_ID", |text| Ok(text.to_owned()))?,
-            interval: self.value("AXUM_SERVICE_INTERVAL", duration)?.unwrap_or(Duration::from_secs(1)),
+            advertise: self.value("AXUM_SERVICE_ADVERTISE", |text| Ok(text.to_owned()))?,
+            interval: self.value("AXUM_SERVICE_INTERVAL", often)?.unwrap_or(Duration::from_secs(1)),
             work: self.value("AXUM_SERVICE_WORK", duration)?.unwrap_or(Duration::from_millis(20)),
             database: self
                 .value("DATABASE_URL", str::parse)?
@@ -132,10 +182,15 @@ mod tests {
         for (dotenv, named) in [
             ("DATABASE_URL=mysql://me:secret@db/x", "DATABASE_URL: no database"),
             ("CACHE_URL=memcached://secret@a", "CACHE_URL: no cache"),
-            ("REGISTRY_URL=consul", "REGISTRY_URL: registry"),
+            ("REGISTRY_URL=http://me:secret@consul/", "REGISTRY_URL: that is no registry"),
             ("AXUM_SERVICE_LISTEN=3000", "AXUM_SERVICE_LISTEN: write an IP"),
             ("AXUM_SERVICE_ADMIN=0.0.0.0:1", "AXUM_SERVICE_ADMIN=0.0.0.0:1 is not loopback"),
             ("AXUM_SERVICE_INTERVAL=soon", "AXUM_SERVICE_INTERVAL: "),
+            ("AXUM_SERVICE_INTERVAL=0", "AXUM_SERVICE_INTERVAL: write at least 1ms"),
+            (
+                "AXUM_SERVICE_ADMIN_TOKEN_FILE=/none",
+                "AXUM_SERVICE_ADMIN_TOKEN_FILE: the admin token file \"/none\"",
+            ),
             ("SHUTDOWN_LINGER=soon", "SHUTDOWN_LINGER"),
             ("A=1\nPASSWORD=very secret", ".env, line 2"),
         ] {

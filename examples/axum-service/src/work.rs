@@ -10,7 +10,7 @@
 //! | webhook dispatcher | hands out what payments have queued |
 //!
 //! When a task is told to stop it finishes its iteration and does one more: requests are over by then, so that one sees
-//! all they did. Table `task_runs` has a row for each task; one whose `ended` is null was cut in the middle.
+//! all they did. Table `task_runs` has a row for each task of each node; one whose `ended` is null was cut in the middle.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -103,12 +103,13 @@ impl Iterations {
     async fn next(&mut self) -> Result<(), sqlx::Error> {
         let database = self.service.database.clone();
         sqlx::query(
-            "INSERT INTO task_runs (task, runs, began, ended) VALUES ($1, 1, $2, NULL) \
-             ON CONFLICT (task) DO UPDATE SET runs = task_runs.runs + 1, began = $2, ended = NULL",
+            "INSERT INTO task_runs (task, node, runs, began, ended) VALUES ($1, $2, 1, $3, NULL) \
+             ON CONFLICT (task, node) DO UPDATE SET runs = task_runs.runs + 1, began = $3, ended = NULL",
         )
         .bind(self.name)
+        .bind(&self.service.node)
         .bind(now_ms())
-        .execute(database.pool())
+        .execute(database.tasks())
         .await?;
         sleep(self.work).await;
         match self.task {
@@ -119,10 +120,11 @@ impl Iterations {
             Task::Broadcaster => self.broadcast(&database).await?,
             Task::Webhooks => webhooks(&database).await?,
         }
-        sqlx::query("UPDATE task_runs SET ended = $2 WHERE task = $1")
+        sqlx::query("UPDATE task_runs SET ended = $3 WHERE task = $1 AND node = $2")
             .bind(self.name)
+            .bind(&self.service.node)
             .bind(now_ms())
-            .execute(database.pool())
+            .execute(database.tasks())
             .await?;
         Ok(())
     }
@@ -137,7 +139,7 @@ impl Iterations {
             )
             .bind(name)
             .bind(i64::try_from(now - *written).unwrap_or(i64::MAX))
-            .execute(database.pool())
+            .execute(database.tasks())
             .await?;
             *written = now;
         }
@@ -146,7 +148,7 @@ impl Iterations {
 
     async fn broadcast(&mut self, database: &Database) -> Result<(), sqlx::Error> {
         let ledger: i64 = sqlx::query_scalar("SELECT coalesce(max(sequence), 0) FROM ledgers")
-            .fetch_one(database.pool())
+            .fetch_one(database.tasks())
             .await?;
         if ledger > self.ledger {
             self.ledger = ledger;
@@ -159,7 +161,7 @@ impl Iterations {
 
 /// The payments that are in no ledger make the next one. (`WHERE true`: else SQLite takes ON CONFLICT for a join's.)
 async fn ledger(database: &Database) -> Result<(), sqlx::Error> {
-    let mut transaction = database.pool().begin().await?;
+    let mut transaction = database.tasks().begin().await?;
     // Two instances may close one at the same moment: the key decides, and the other one waits for its next turn.
     let closed = sqlx::query_scalar::<_, i64>(
         "INSERT INTO ledgers (sequence, closed) SELECT coalesce(max(sequence), 0) + 1, $1 FROM ledgers WHERE true \
@@ -177,13 +179,14 @@ async fn ledger(database: &Database) -> Result<(), sqlx::Error> {
     transaction.commit().await
 }
 
-/// Writes a sum over the payments of each asset into a column of table `assets`.
+/// Writes a sum over the payments of each asset into a column of table `assets`. In order: two that write the same rows
+/// would else wait for each other.
 async fn sums(database: &Database, column: &str, sum: &str) -> Result<(), sqlx::Error> {
     sqlx::query(&format!(
-        "INSERT INTO assets (asset, {column}) SELECT asset, {sum} FROM payments WHERE true GROUP BY asset \
+        "INSERT INTO assets (asset, {column}) SELECT asset, {sum} FROM payments WHERE true GROUP BY asset ORDER BY asset \
          ON CONFLICT (asset) DO UPDATE SET {column} = excluded.{column}"
     ))
-    .execute(database.pool())
+    .execute(database.tasks())
     .await?;
     Ok(())
 }
@@ -192,7 +195,7 @@ async fn sums(database: &Database, column: &str, sum: &str) -> Result<(), sqlx::
 async fn webhooks(database: &Database) -> Result<(), sqlx::Error> {
     sqlx::query("UPDATE webhooks SET delivered = $1 WHERE delivered IS NULL")
         .bind(now_ms())
-        .execute(database.pool())
+        .execute(database.tasks())
         .await?;
     Ok(())
 }

@@ -124,8 +124,11 @@ impl Run {
                 Reason::Signal(_) => "Shutdown signal received",
                 _ => "Shutdown requested",
             };
+            let sender = if let Reason::Signal(signal) = &reason { Some(signal) } else { None };
+            let (pid, uid) = (sender.and_then(|signal| signal.pid), sender.and_then(|signal| signal.uid));
             tracing::info!(
-                target: "shutdown", %reason, total_ms, requests, connections, "{what}, initiating graceful shutdown"
+                target: "shutdown", %reason, pid, uid, total_ms, requests, connections,
+                "{what}, initiating graceful shutdown"
             );
         });
     }
@@ -157,15 +160,19 @@ impl Run {
 
     pub(super) fn enter(&self, phase: Phase) {
         let now = ms(self.now());
-        let clean = self.draft(|draft| {
+        let (by_signal, clean) = self.draft(|draft| {
             if let Some(last) = draft.report.phases.last_mut() {
                 last.end_ms = now;
             }
             draft.report.phases.push(PhaseReport { phase, start_ms: now, end_ms: now });
-            draft.report.is_clean()
+            (matches!(draft.report.reason, Reason::Signal(_)), draft.report.is_clean())
         });
         self.core.enter(phase);
-        let doing = if phase == Phase::Stopped && !clean { "Shutdown complete" } else { phase.doing() };
+        let doing = match phase {
+            Phase::Draining if !by_signal => "Stopping to accept new connections",
+            Phase::Stopped if !clean => "Shutdown complete",
+            phase => phase.doing(),
+        };
         self.log
             .line(move || tracing::info!(target: "shutdown", phase = phase.as_str(), at_ms = now, "{doing}"));
     }

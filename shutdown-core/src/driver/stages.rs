@@ -30,8 +30,11 @@ impl Run {
             Stage::Background => core.tasks.close(),
             Stage::WebSockets => {
                 let open = core.sessions.tracker.close() + core.connections.kept.close();
-                // Sessions that were told and have ended already are this stage's work as well.
-                if open + core.sessions.told() > 0 { vec![Core::SESSIONS.into()] } else { Vec::new() }
+                // Sessions that were told and have ended already are this stage's work as well; when there is no time for
+                // it, they are nobody's.
+                let immediate = *core.urgency.borrow() == Urgency::Immediate;
+                let told = if immediate { 0 } else { core.sessions.told() };
+                if open + told > 0 { vec![Core::SESSIONS.into()] } else { Vec::new() }
             }
             _ => Vec::new(),
         };
@@ -174,15 +177,13 @@ fn log_stage(report: &StageReport, elapsed_ms: f64) {
     let well = |outcome| matches!(outcome, Outcome::Ok | Outcome::Skipped);
     let (stage, outcome) = (&*report.stage, report.outcome.as_str());
     if well(report.outcome) {
-        match stage {
-            _ if report.outcome == Outcome::Skipped => {}
-            "background" => {
-                tracing::info!(target: "shutdown", "All background tasks completed within timeout")
-            }
-            "websockets" => tracing::info!(target: "shutdown", "All WebSocket connections closed"),
-            _ => {}
-        }
-        tracing::info!(target: "shutdown", stage, outcome, elapsed_ms, "stage ended");
+        let what = match stage {
+            _ if report.outcome == Outcome::Skipped => "stage ended",
+            "background" => "All background tasks completed within timeout",
+            "websockets" => "All WebSocket connections closed",
+            _ => "stage ended",
+        };
+        tracing::info!(target: "shutdown", stage, outcome, elapsed_ms, "{what}");
         return;
     }
     for task in report.tasks.iter().filter(|task| !well(task.outcome)) {

@@ -82,7 +82,7 @@ fn kubernetes(documents: &[Value]) -> Result<Read, String> {
     for document in documents {
         match document["kind"].as_str() {
             Some("Deployment") => {}
-            Some("Service" | "NetworkPolicy") => continue,
+            Some("Service") => continue,
             kind => return Err(format!("kind {kind:?}: teach tests/tests/grace.rs where its times are")),
         }
         let pod = &document["spec"]["template"]["spec"];

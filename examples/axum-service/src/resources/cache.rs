@@ -18,6 +18,14 @@ pub trait CacheStage: Send + Sync {
     /// Writes that were taken and have not landed.
     fn pending(&self) -> usize;
 
+    /// Why they have not, if it knows.
+    fn trouble(&self) -> Option<String> {
+        None
+    }
+
+    /// Whether it has a connection that can be closed.
+    fn is_connected(&self) -> bool;
+
     /// How it did since the start.
     fn statistics(&self) -> Statistics;
 
@@ -89,8 +97,9 @@ impl FromStr for CacheUrl {
         if text == "memory:" {
             return Ok(Self::Memory);
         }
-        let scheme = text.split(':').next().unwrap_or_default();
-        if !matches!(scheme, "redis" | "redis+unix" | "unix") {
+        let scheme = super::scheme(text);
+        if !matches!(scheme, Some("redis" | "redis+unix" | "unix")) {
+            let scheme = scheme.unwrap_or_default();
             return Err(format!("no cache is known by {scheme:?}: write memory: or redis://host:6379"));
         }
         redis::Client::open(text)
@@ -232,7 +241,7 @@ impl Cache {
 impl CacheStage for Cache {
     fn name(&self) -> &str {
         match &self.0.store {
-            Store::Memory(_) => "in-process cache",
+            Store::Memory(_) => "in-process",
             Store::Redis(_) => "Redis",
         }
     }
@@ -241,6 +250,20 @@ impl CacheStage for Cache {
         match &self.0.store {
             Store::Memory(_) => 0,
             Store::Redis(redis) => redis.pending(),
+        }
+    }
+
+    fn trouble(&self) -> Option<String> {
+        match &self.0.store {
+            Store::Memory(_) => None,
+            Store::Redis(redis) => redis.trouble(),
+        }
+    }
+
+    fn is_connected(&self) -> bool {
+        match &self.0.store {
+            Store::Memory(_) => false,
+            Store::Redis(redis) => redis.is_reachable(),
         }
     }
 
@@ -299,9 +322,10 @@ mod tests {
 
     #[test]
     fn a_wrong_url_is_one_sentence_with_the_way_to_write_it() {
-        for text in ["", "memcached://a", "memory", "redis://", "redis://a:b"] {
+        for text in ["", "memcached://me:secret@a", "secret@a", "memory", "redis://", "redis://a:b"] {
             let error = text.parse::<CacheUrl>().map(|url| url.to_string()).unwrap_err();
             assert!(error.contains("write ") && error.lines().count() == 1, "{error}");
+            assert!(!error.contains("secret"), "{error}");
         }
     }
 }

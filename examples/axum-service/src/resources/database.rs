@@ -11,6 +11,8 @@ use sqlx::{AnyPool, ConnectOptions, Connection, PgConnection};
 
 /// The most connections that a pool opens.
 const CONNECTIONS: u32 = 10;
+/// And that for background tasks.
+const TASK_CONNECTIONS: u32 = 6;
 /// How long a request waits for a connection, and a start for the server.
 const ACQUIRE: Duration = Duration::from_secs(5);
 
@@ -45,8 +47,7 @@ impl FromStr for DatabaseUrl {
             };
         }
         if !text.starts_with("postgres://") && !text.starts_with("postgresql://") {
-            // Not the whole of it: there may be a password in it.
-            let scheme = text.split(':').next().unwrap_or_default();
+            let scheme = super::scheme(text).unwrap_or_default();
             return Err(format!(
                 "no database is known by {scheme:?}: write sqlite:PATH or postgres://HOST/NAME"
             ));
@@ -62,6 +63,11 @@ impl DatabaseUrl {
     /// The database in a file.
     pub fn file(path: &std::path::Path) -> Self {
         Self::Sqlite(format!("sqlite:{}?mode=rwc", path.display()))
+    }
+
+    /// Whether it is in this process: there is no server to ask.
+    pub fn is_embedded(&self) -> bool {
+        matches!(self, Self::Sqlite(_))
     }
 
     /// What people call it.
@@ -99,6 +105,9 @@ pub type Schema = &'static [&'static str];
 #[derive(Clone)]
 pub struct Database {
     pool: AnyPool,
+    /// For background tasks: queries that requests have abandoned keep their connections, and all tasks would wait for
+    /// one. The same as `pool` for SQLite.
+    tasks: AnyPool,
     url: DatabaseUrl,
     /// By which the server knows our connections from everybody else's.
     application: String,
@@ -151,7 +160,14 @@ impl Database {
         // In a container every process is number 1: the time tells them apart.
         let application = format!("{program}-{}-{:x}", std::process::id(), now_ms());
         let pool = pool(&url, &application).await.map_err(failed)?;
-        let database = Self { pool, application, url: url.clone() };
+        let tasks = match url {
+            DatabaseUrl::Sqlite(_) => pool.clone(),
+            DatabaseUrl::Postgres(..) => {
+                let same = pool.options().clone().max_connections(TASK_CONNECTIONS);
+                same.connect_lazy_with(pool.connect_options().as_ref().clone())
+            }
+        };
+        let database = Self { pool, tasks, application, url: url.clone() };
         database.make_tables(schema).await.map_err(failed)?;
         Ok(database)
     }
@@ -173,9 +189,14 @@ impl Database {
         transaction.commit().await
     }
 
-    /// The pool, for queries. Parameters are `$1`, `$2`, …, for both.
+    /// The pool for requests. Parameters are `$1`, `$2`, …, whatever the database.
     pub fn pool(&self) -> &AnyPool {
         &self.pool
+    }
+
+    /// The pool for background tasks.
+    pub fn tasks(&self) -> &AnyPool {
+        &self.tasks
     }
 
     /// Where it is, without user and password.
@@ -183,9 +204,10 @@ impl Database {
         &self.url
     }
 
-    /// How many connections run a query.
-    pub fn busy(&self) -> usize {
-        (self.pool.size() as usize).saturating_sub(self.pool.num_idle())
+    /// How many connections there are.
+    pub fn connections(&self) -> u32 {
+        let tasks = if self.url.is_embedded() { 0 } else { self.tasks.size() };
+        self.pool.size() + tasks
     }
 
     /// Refuses new queries at once, then waits for those that run, and for their connections to end. It has no limit.
@@ -198,8 +220,8 @@ impl Database {
         // come back, and one that comes back at that moment stays open (launchbadge/sqlx#3217). Asking again is the only
         // way to know.
         loop {
-            self.pool.close().await;
-            if self.pool.size() == 0 {
+            tokio::join!(self.pool.close(), self.tasks.close());
+            if self.connections() == 0 {
                 return;
             }
             tokio::time::sleep(STILL_OPEN).await;
@@ -341,10 +363,10 @@ mod tests {
 
     #[test]
     fn a_wrong_url_is_one_sentence_that_never_repeats_the_password() {
-        for text in ["mysql://me:secret@db/x", "sqlite:", "postgres://me:secret@db:port/x", "", "secret"] {
+        for text in ["mysql://me:secret@db/x", "sqlite:", "postgres://me:secret@db:port/x", "", "secret@db"] {
             let error = text.parse::<DatabaseUrl>().unwrap_err();
             assert!(error.contains("write "), "{error}");
-            assert!(!error.contains("secret@") && error.lines().count() == 1, "{error}");
+            assert!(!error.contains("secret") && error.lines().count() == 1, "{error}");
         }
     }
 }

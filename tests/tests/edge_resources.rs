@@ -276,6 +276,7 @@ fn a_hit_is_served_while_it_drains_and_its_client_is_asked_to_leave() {
     let env = [("EDGE_PROXY_UPSTREAM", upstream.url()), ("SHUTDOWN_LAME_DUCK", "1".to_owned())];
     let mut proxy = EdgeProxy::start(env);
     ask(proxy.listen, "GET", "/keep", "");
+    status_until(proxy.admin, |status| status["requests"]["active"] == 0);
     proxy.process.signal(Signal::TERM);
     status_until(proxy.admin, |status| status["phase"] == "lame_duck");
     let hit = ask(proxy.listen, "GET", "/keep", "");

@@ -9,7 +9,6 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
-use axum_service::resources::now_ms;
 use bytes::Bytes;
 use http::{Method, StatusCode};
 use pingora_core::upstreams::peer::HttpPeer;
@@ -19,7 +18,7 @@ use pingora_proxy::{ProxyHttp, Session};
 use shutdown_core::breaker::{Call, OwnedPermit};
 use tokio::time::Instant;
 
-use crate::request_log::Row;
+use crate::request_log::Entry;
 use crate::resources::Opened;
 use crate::response_cache::Cached;
 use crate::upstreams::{Picked, Tried, Upstreams};
@@ -44,31 +43,16 @@ impl Edge {
     pub(crate) fn upstreams(&self) -> &Upstreams {
         &self.upstreams
     }
-
-    /// Writes a request down, once.
-    fn log(&self, session: &Session, status: Option<StatusCode>, way: &mut Way) {
-        let Some(log) = &self.opened.log else { return };
-        if std::mem::replace(&mut way.logged, true) {
-            return;
-        }
-        let took = way.began.elapsed();
-        let at_ms = now_ms() - i64::try_from(took.as_millis()).unwrap_or_default();
-        let request = session.req_header();
-        let mut row = Row::new(at_ms, request.method.clone(), request.uri.path());
-        row.status = status.map_or(0, |status| status.as_u16());
-        row.took = took;
-        row.upstream = way.since.is_some().then_some(way.chosen);
-        row.cache = way.cached.as_str();
-        log.record(row);
-    }
 }
 
 /// One request's way to an upstream.
 #[derive(Debug)]
 pub(crate) struct Way {
-    began: Instant,
     cached: Cached,
-    logged: bool,
+    /// Until the request log is told.
+    entry: Option<Entry>,
+    /// Of the answer whose head has come.
+    status: Option<StatusCode>,
     tried: Tried,
     /// Where it goes next, if that is decided already.
     next: Option<usize>,
@@ -84,9 +68,9 @@ pub(crate) struct Way {
 impl Way {
     fn new() -> Self {
         Self {
-            began: Instant::now(),
             cached: Cached::default(),
-            logged: false,
+            entry: None,
+            status: None,
             tried: Tried::default(),
             next: None,
             chosen: 0,
@@ -101,6 +85,20 @@ impl Way {
             permit.record(call, Instant::now());
         }
     }
+
+    fn log(&mut self) {
+        if let Some(entry) = self.entry.take() {
+            let upstream = self.since.is_some().then_some(self.chosen);
+            entry.record(self.status.map_or(0, |status| status.as_u16()), upstream, self.cached.as_str());
+        }
+    }
+}
+
+/// A request that is cut never comes to `logging`: it is dropped, before its guard.
+impl Drop for Way {
+    fn drop(&mut self) {
+        self.log();
+    }
 }
 
 #[async_trait]
@@ -113,6 +111,8 @@ impl ProxyHttp for Edge {
 
     /// A fresh answer from the cache asks no upstream and tells no breaker.
     async fn request_filter(&self, session: &mut Session, way: &mut Way) -> Result<bool> {
+        let request = session.req_header();
+        way.entry = self.opened.log.map(|log| Entry::new(log, request.method.clone(), request.uri.path()));
         let Some(cache) = &self.opened.cache else { return Ok(false) };
         let (cached, hit) = cache.find(session).await?;
         way.cached = cached;
@@ -225,17 +225,18 @@ impl ProxyHttp for Edge {
         answer: &mut ResponseHeader,
         way: &mut Way,
     ) -> Result<()> {
+        way.status = Some(answer.status);
         let opened = session.req_header().method == Method::CONNECT && answer.status.is_success();
         if opened || answer.status == StatusCode::SWITCHING_PROTOCOLS {
-            self.log(session, Some(answer.status), way);
+            way.log();
         }
         Ok(())
     }
 
-    /// The end of every request, however it ended.
+    /// The end of every request that was not cut.
     async fn logging(&self, session: &mut Session, _: Option<&Error>, way: &mut Way) {
-        let status = session.response_written().map(|answer| answer.status);
-        self.log(session, status, way);
+        way.status = session.response_written().map(|answer| answer.status);
+        way.log();
     }
 
     /// Pingora's own policy of retries, and the breaker is told.

@@ -2,7 +2,7 @@
 //!
 //! | table | columns |
 //! |---|---|
-//! | `requests` | `at_ms` (when it began), `method`, `path` (no query: it may hold secrets), `status` (0: no answer), `took_ms`, `upstream` (the last one asked, or empty), `cache` (`hit`, `miss`, `none`); the newest 100,000, and up to a tenth more |
+//! | `requests` | `at_ms` (when it began), `method`, `path` (no query: it may hold secrets), `status` (0: no head was sent), `took_ms`, `upstream` (the last one asked, or empty), `cache` (`hit`, `miss`, `none`); the newest 100,000, and up to a tenth more |
 //! | `counters` | `requests_2xx` and its like, `requests_unanswered`, `cache_hit`, `cache_miss`: of all time |
 //!
 //! A request puts its row into a bounded queue and never waits: when the queue is full the row is dropped and counted. The
@@ -21,12 +21,12 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::time::Duration;
 
-use axum_service::resources::{Database, Schema};
+use axum_service::resources::{Database, Schema, now_ms};
 use http::Method;
 use shutdown_core::{BoxError, sentence};
 use tokio::sync::mpsc::error::TrySendError;
 use tokio::sync::{Notify, mpsc};
-use tokio::time::{sleep, timeout};
+use tokio::time::{Instant, sleep, timeout};
 use tokio_util::sync::CancellationToken;
 
 /// The tables.
@@ -48,38 +48,46 @@ const ANSWER: Duration = Duration::from_secs(3);
 const PAUSES: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(2));
 /// Rows that the table keeps.
 const KEPT: i64 = 100_000;
-/// From one trimming to the next.
-const TRIM_EVERY: i64 = KEPT / 10;
 /// Bytes of a path that are written down.
 const LONGEST_PATH: usize = 512;
 
+/// A request that is under way.
+#[derive(Debug)]
+pub(crate) struct Entry {
+    log: &'static RequestLog,
+    began: Instant,
+    method: Method,
+    path: Box<str>,
+}
+
+impl Entry {
+    /// A request that begins now.
+    pub(crate) fn new(log: &'static RequestLog, method: Method, path: &str) -> Self {
+        Self { log, began: Instant::now(), method, path: short(path) }
+    }
+
+    /// Puts it into the log, now that it is over.
+    pub(crate) fn record(self, status: u16, upstream: Option<usize>, cache: &'static str) {
+        let Self { log, began, method, path } = self;
+        let took_ms = i64::try_from(began.elapsed().as_millis()).unwrap_or_default();
+        log.record(Row { at_ms: now_ms() - took_ms, method, path, status, took_ms, upstream, cache });
+    }
+}
+
 /// One request, at its end.
 #[derive(Debug)]
-pub(crate) struct Row {
-    pub(crate) at_ms: i64,
-    pub(crate) method: Method,
+struct Row {
+    at_ms: i64,
+    method: Method,
     path: Box<str>,
-    pub(crate) status: u16,
-    pub(crate) took: Duration,
+    status: u16,
+    took_ms: i64,
     /// Which of the upstreams.
-    pub(crate) upstream: Option<usize>,
-    pub(crate) cache: &'static str,
+    upstream: Option<usize>,
+    cache: &'static str,
 }
 
 impl Row {
-    /// A request without an answer yet, that began at `at_ms` and asked for this path.
-    pub(crate) fn new(at_ms: i64, method: Method, path: &str) -> Self {
-        Self {
-            at_ms,
-            method,
-            path: short(path),
-            status: 0,
-            took: Duration::ZERO,
-            upstream: None,
-            cache: "none",
-        }
-    }
-
     /// What it adds one to.
     fn counters(&self) -> impl Iterator<Item = &'static str> {
         let class = match self.status / 100 {
@@ -106,8 +114,8 @@ fn short(path: &str) -> Box<str> {
     if path.contains('\0') { path.replace('\0', "?").into() } else { path.into() }
 }
 
-/// Where requests put their rows. Clones share it.
-#[derive(Clone, Debug)]
+/// Where requests put their rows.
+#[derive(Debug)]
 pub(crate) struct RequestLog {
     queue: mpsc::Sender<Row>,
     shared: Arc<Shared>,
@@ -125,9 +133,12 @@ struct Shared {
     full: Notify,
 }
 
-/// A log and the task that writes it into `database`. `upstreams` are their names.
-pub(crate) fn open(database: Database, upstreams: Vec<String>) -> (RequestLog, Writer) {
-    with_queue(QUEUE, Tables { database, upstreams, kept: KEPT, since_trim: TRIM_EVERY })
+/// The log, and the task that writes it into `database`. `upstreams` are their names. It is there until the process ends: a
+/// request costs no count of who has it.
+pub(crate) fn open(database: Database, upstreams: Vec<String>) -> (&'static RequestLog, Writer) {
+    let tables = Tables { database, upstreams, kept: KEPT, since_trim: KEPT };
+    let (log, writer) = with_queue(QUEUE, tables);
+    (Box::leak(Box::new(log)), writer)
 }
 
 fn with_queue(length: usize, tables: Tables) -> (RequestLog, Writer) {
@@ -139,7 +150,7 @@ fn with_queue(length: usize, tables: Tables) -> (RequestLog, Writer) {
 
 impl RequestLog {
     /// Takes a row, or drops it.
-    pub(crate) fn record(&self, row: Row) {
+    fn record(&self, row: Row) {
         let why = match self.queue.try_send(row) {
             Ok(()) => {
                 if self.queue.capacity() + BATCH <= self.queue.max_capacity() {
@@ -308,7 +319,7 @@ impl Tables {
                 .bind(row.method.as_str())
                 .bind(&*row.path)
                 .bind(i64::from(row.status))
-                .bind(i64::try_from(row.took.as_millis()).unwrap_or(i64::MAX))
+                .bind(row.took_ms)
                 .bind(upstream)
                 .bind(row.cache);
         }
@@ -366,7 +377,8 @@ mod tests {
 
     fn row(number: i64) -> Row {
         let status = if number % 2 == 0 { 200 } else { 404 };
-        Row { status, upstream: Some(0), cache: "miss", ..Row::new(number, Method::GET, "/a") }
+        let (method, path) = (Method::GET, "/a".into());
+        Row { at_ms: number, method, path, status, took_ms: 1, upstream: Some(0), cache: "miss" }
     }
 
     async fn number(database: &Database, query: &str) -> i64 {
@@ -405,7 +417,7 @@ mod tests {
         let told = CancellationToken::new();
         let gathered = async |writer: &mut Writer, log: &RequestLog, rows: i64| {
             (0..rows).for_each(|number| log.record(row(number)));
-            let begin = tokio::time::Instant::now();
+            let begin = Instant::now();
             assert!(writer.gather(&told).await);
             // A timer counts whole milliseconds.
             let waited = begin.elapsed() + Duration::from_millis(2) > INTERVAL;

@@ -37,7 +37,7 @@ pub(crate) struct Resources {
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Opened {
     pub(crate) cache: Option<ResponseCache>,
-    pub(crate) log: Option<RequestLog>,
+    pub(crate) log: Option<&'static RequestLog>,
     /// The database, without user and password.
     database: String,
 }
@@ -171,7 +171,7 @@ impl Opened {
 
     /// For `/status`.
     pub(crate) fn database_shown(&self) -> Value {
-        let Some(log) = &self.log else { return Value::Null };
+        let Some(log) = self.log else { return Value::Null };
         json!({
             "url": self.database,
             "rows_written": log.written(),
@@ -211,7 +211,7 @@ impl Opened {
                 ),
             ]);
         }
-        if let Some(log) = &self.log {
+        if let Some(log) = self.log {
             families.extend([
                 count(
                     "edge_proxy_request_log_rows_total",

@@ -70,6 +70,9 @@ fn a_configuration_that_cannot_be_used_is_exit_2_and_names_the_thing_and_the_fix
         (&[], &[("EDGE_PROXY_BREAKER", "sleep=1h")], &["EDGE_PROXY_BREAKER", "\"1h\"", "30s"]),
         (&["--when-all-open", "open"], none, &["--when-all-open", "refuse or try"]),
         (&["--admin-token-file", "missing.token"], none, &["missing.token"]),
+        (&["--database", "mysql://me:pass@db/x"], none, &["--database", "\"mysql\"", "postgres://"]),
+        (&[], &[("EDGE_PROXY_CACHE", "memcached://a")], &["EDGE_PROXY_CACHE", "\"memcached\"", "redis://"]),
+        (&["--registry", "registry:80"], none, &["--registry", "http://host:port/path"]),
     ];
     for (args, env, wanted) in cases {
         let (code, sentence) = refused(args, env, |_| {});
@@ -139,7 +142,7 @@ fn check_prints_the_plan_and_its_arithmetic_and_writes_nothing() {
     let plan = process.stdout();
     for part in [
         "drain",
-        "19200ms",
+        "18900ms",
         "total 20s",
         "sum of budgets",
         "percent=50,volume=20,sleep=5s,probes=3,window=10s",

@@ -174,8 +174,8 @@ fn a_stderr_whose_reader_is_gone_keeps_nothing_from_happening() {
 #[test]
 fn a_process_that_wakes_up_after_its_total_still_writes_its_report() {
     let dir = tempfile::tempdir().expect("a temporary directory");
-    let total = Duration::from_secs(1);
-    let mut process = Process::start(EdgeProxy::command(dir.path()).env("SHUTDOWN_TOTAL_TIMEOUT", "1"));
+    let total = Duration::from_secs(2);
+    let mut process = Process::start(EdgeProxy::command(dir.path()).env("SHUTDOWN_TOTAL_TIMEOUT", "2"));
     let (listen, admin) = (process.address("  traffic "), process.address("  admin "));
     let mut stuck = Connection::open(listen).expect("it serves");
     stuck.send("GET", "/never", "").expect("it reads");

@@ -182,7 +182,7 @@ mod tests {
         for (dotenv, named) in [
             ("DATABASE_URL=mysql://me:secret@db/x", "DATABASE_URL: no database"),
             ("CACHE_URL=memcached://secret@a", "CACHE_URL: no cache"),
-            ("REGISTRY_URL=http://me:secret@consul/", "REGISTRY_URL: that is no registry"),
+            ("REGISTRY_URL=http://me:secret@consul/", "REGISTRY_URL: the registry"),
             ("AXUM_SERVICE_LISTEN=3000", "AXUM_SERVICE_LISTEN: write an IP"),
             ("AXUM_SERVICE_ADMIN=0.0.0.0:1", "AXUM_SERVICE_ADMIN=0.0.0.0:1 is not loopback"),
             ("AXUM_SERVICE_INTERVAL=soon", "AXUM_SERVICE_INTERVAL: "),

@@ -9,6 +9,7 @@
 //! | `/sse` | an event every 200 ms, for ever |
 //! | `/ws` | a WebSocket that echoes |
 //! | `/status?code=503` | with that status, 200 to 599 |
+//! | `/cached?seconds=60` | which answer this is of all it has given; to be kept for that time |
 //! | `/never` | none |
 //! | `POST /echo` | the body |
 //!
@@ -16,6 +17,7 @@
 
 use std::convert::Infallible;
 use std::io;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use axum::Router;
@@ -54,6 +56,7 @@ fn routes(name: &'static str) -> Router {
         .route("/sse", get(sse))
         .route("/ws", any(|upgrade: WebSocketUpgrade| async { upgrade.on_upgrade(echo) }))
         .route("/status", any(status))
+        .route("/cached", get(cached))
         .route("/never", any(std::future::pending::<()>))
         .route("/echo", post(|body: Bytes| async { body }).layer(DefaultBodyLimit::disable()))
         .with_state(name)
@@ -102,6 +105,14 @@ async fn status(parameters: Parameters) -> (StatusCode, String) {
         Some(code) => (code, format!("{code}\n")),
         None => (StatusCode::BAD_REQUEST, "code is 200 to 599\n".to_owned()),
     }
+}
+
+/// One that comes out of a cache has the number of an earlier one.
+async fn cached(State(name): State<&'static str>, parameters: Parameters) -> impl IntoResponse {
+    static ANSWERS: AtomicU64 = AtomicU64::new(0);
+    let seconds = parameter(&parameters, "seconds", 60);
+    let number = ANSWERS.fetch_add(1, Ordering::Relaxed) + 1;
+    ([(header::CACHE_CONTROL, format!("max-age={seconds}"))], format!("answer {number}, by {name}\n"))
 }
 
 async fn sse() -> Response {

@@ -2,11 +2,15 @@
 //!
 //! A breaker is told at the head of the answer: a stream that goes on for hours holds no probe's place. Until then the
 //! permit lives in the request's context and goes with it, so a client that leaves gives it back.
+//!
+//! Before that the response cache is asked, and at the end the request log is told.
 
 use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
+use bytes::Bytes;
+use http::{Method, StatusCode};
 use pingora_core::upstreams::peer::HttpPeer;
 use pingora_core::{Error, ErrorSource, ErrorType, Result, RetryType};
 use pingora_http::ResponseHeader;
@@ -14,6 +18,9 @@ use pingora_proxy::{ProxyHttp, Session};
 use shutdown_core::breaker::{Call, OwnedPermit};
 use tokio::time::Instant;
 
+use crate::request_log::Entry;
+use crate::resources::Opened;
+use crate::response_cache::Cached;
 use crate::upstreams::{Picked, Tried, Upstreams};
 
 /// How long an upstream has to accept a connection, and its name to be resolved.
@@ -25,17 +32,27 @@ const NO_ANSWER: Duration = Duration::from_secs(10);
 #[derive(Debug)]
 pub(crate) struct Edge {
     upstreams: Arc<Upstreams>,
+    opened: Opened,
 }
 
 impl Edge {
-    pub(crate) fn new(upstreams: Arc<Upstreams>) -> Self {
-        Self { upstreams }
+    pub(crate) fn new(upstreams: Arc<Upstreams>, opened: Opened) -> Self {
+        Self { upstreams, opened }
+    }
+
+    pub(crate) fn upstreams(&self) -> &Upstreams {
+        &self.upstreams
     }
 }
 
 /// One request's way to an upstream.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(crate) struct Way {
+    cached: Cached,
+    /// Until the request log is told.
+    entry: Option<Entry>,
+    /// Of the answer whose head has come.
+    status: Option<StatusCode>,
     tried: Tried,
     /// Where it goes next, if that is decided already.
     next: Option<usize>,
@@ -49,10 +66,38 @@ pub(crate) struct Way {
 }
 
 impl Way {
+    fn new() -> Self {
+        Self {
+            cached: Cached::default(),
+            entry: None,
+            status: None,
+            tried: Tried::default(),
+            next: None,
+            chosen: 0,
+            since: None,
+            stale: false,
+            permit: None,
+        }
+    }
+
     fn record(&mut self, call: Call) {
         if let Some(permit) = self.permit.take() {
             permit.record(call, Instant::now());
         }
+    }
+
+    fn log(&mut self) {
+        if let Some(entry) = self.entry.take() {
+            let upstream = self.since.is_some().then_some(self.chosen);
+            entry.record(self.status.map_or(0, |status| status.as_u16()), upstream, self.cached.as_str());
+        }
+    }
+}
+
+/// A request that is cut never comes to `logging`: it is dropped, before its guard.
+impl Drop for Way {
+    fn drop(&mut self) {
+        self.log();
     }
 }
 
@@ -61,7 +106,19 @@ impl ProxyHttp for Edge {
     type CTX = Way;
 
     fn new_ctx(&self) -> Way {
-        Way::default()
+        Way::new()
+    }
+
+    /// A fresh answer from the cache asks no upstream and tells no breaker.
+    async fn request_filter(&self, session: &mut Session, way: &mut Way) -> Result<bool> {
+        let request = session.req_header();
+        way.entry = self.opened.log.map(|log| Entry::new(log, request.method.clone(), request.uri.path()));
+        let Some(cache) = &self.opened.cache else { return Ok(false) };
+        let (cached, hit) = cache.find(session).await?;
+        way.cached = cached;
+        let Some(hit) = hit else { return Ok(false) };
+        hit.answer(session).await?;
+        Ok(true)
     }
 
     /// The last hook that may answer by itself.
@@ -134,15 +191,52 @@ impl ProxyHttp for Edge {
 
     async fn upstream_response_filter(
         &self,
-        _: &mut Session,
+        session: &mut Session,
         answer: &mut ResponseHeader,
         way: &mut Way,
     ) -> Result<()> {
         // 103 and its like come before the answer; 101 is one.
         if !answer.status.is_informational() || answer.status == 101 {
             way.record(Call::Status(answer.status.as_u16()));
+            if let Some(cache) = &self.opened.cache {
+                cache.head(session.req_header(), answer, &mut way.cached);
+            }
         }
         Ok(())
+    }
+
+    fn upstream_response_body_filter(
+        &self,
+        _: &mut Session,
+        body: &mut Option<Bytes>,
+        end_of_stream: bool,
+        way: &mut Way,
+    ) -> Result<Option<Duration>> {
+        if let Some(cache) = &self.opened.cache {
+            cache.body(body.as_ref(), end_of_stream, &mut way.cached);
+        }
+        Ok(None)
+    }
+
+    /// A tunnel is logged when it opens: its end may come after the log's.
+    async fn response_filter(
+        &self,
+        session: &mut Session,
+        answer: &mut ResponseHeader,
+        way: &mut Way,
+    ) -> Result<()> {
+        way.status = Some(answer.status);
+        let opened = session.req_header().method == Method::CONNECT && answer.status.is_success();
+        if opened || answer.status == StatusCode::SWITCHING_PROTOCOLS {
+            way.log();
+        }
+        Ok(())
+    }
+
+    /// The end of every request that was not cut.
+    async fn logging(&self, session: &mut Session, _: Option<&Error>, way: &mut Way) {
+        way.status = session.response_written().map(|answer| answer.status);
+        way.log();
     }
 
     /// Pingora's own policy of retries, and the breaker is told.

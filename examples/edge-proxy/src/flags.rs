@@ -47,6 +47,20 @@ pub(crate) struct Flags {
     /// How often the state is saved; 0: only when it stops [default: 60s]
     #[arg(long, value_name = "TIME")]
     pub(crate) state_interval: Option<String>,
+    /// Where every request is written down, as sqlite:PATH or postgres://user:password@host/name; or off. Without it the
+    /// proxy does not start [default: SQLite, edge-proxy.db in the data directory]
+    #[arg(long, value_name = "URL")]
+    pub(crate) database: Option<String>,
+    /// Where answers are kept that HTTP allows to keep, as memory: or redis://host:6379; or off. A cache that cannot be
+    /// reached is done without [default: memory:]
+    #[arg(long, value_name = "URL")]
+    pub(crate) cache: Option<String>,
+    /// How long a write to the cache may wait for others [default: 100ms]
+    #[arg(long, value_name = "TIME")]
+    pub(crate) cache_interval: Option<String>,
+    /// A registry to announce this node to, and to leave, as http://host:port/path [default: none]
+    #[arg(long, value_name = "URL")]
+    pub(crate) registry: Option<String>,
     /// This node's name [default: <host name>-<listen port>]
     #[arg(long, value_name = "NAME")]
     pub(crate) node_id: Option<String>,
@@ -87,6 +101,10 @@ impl Flags {
             "when-all-open" => &self.when_all_open,
             "data-dir" => &self.data_dir,
             "state-interval" => &self.state_interval,
+            "database" => &self.database,
+            "cache" => &self.cache,
+            "cache-interval" => &self.cache_interval,
+            "registry" => &self.registry,
             "node-id" => &self.node_id,
             "cluster" => &self.cluster,
             "lame-duck-policy" => &self.lame_duck_policy,

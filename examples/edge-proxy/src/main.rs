@@ -11,6 +11,9 @@ mod demo;
 mod edge;
 mod flags;
 mod reap;
+mod request_log;
+mod resources;
+mod response_cache;
 mod settings;
 mod unit;
 mod upstreams;
@@ -21,6 +24,7 @@ use std::net::{SocketAddr, TcpListener};
 use std::process::ExitCode;
 use std::sync::Arc;
 
+use axum_service::resources::OpenError;
 use pingora_core::server::configuration::ServerConf;
 use shutdown_core::breaker::Breakers;
 use shutdown_core::state::{StateError, StateStore};
@@ -35,6 +39,7 @@ use tokio::time::Instant;
 
 use crate::edge::Edge;
 use crate::flags::{Asked, Flags};
+use crate::resources::{Opened, Resources};
 use crate::settings::Settings;
 use crate::unit::Unit;
 use crate::upstreams::Upstreams;
@@ -58,12 +63,12 @@ fn main() -> ExitCode {
 /// From nothing to serving, and from there to the report.
 ///
 /// The order is the point. Everything that can be wrong without touching the outside is checked first and exits
-/// with 2. Then the sockets, systemd's or our own: an address in use exits with 1. Then the coordinator, and only with it the data
-/// directory and the state in it:
+/// with 2. Then the sockets, systemd's or our own: an address in use exits with 1. Then the coordinator, and only with it
+/// the data directory and the state in it, and then the database, which may be there:
 ///
 /// ```text
 ///           TERM here: 143, nothing touched │ TERM here: the whole shutdown, and its report
-///   check ─ bind ────────────────────── install: state ─ admin ─ proxy ─ ready
+///   check ─ bind ────────────────────── install: state ─ database ─ admin ─ proxy ─ registry ─ ready
 /// ```
 ///
 /// Were the state opened before `install`, a signal between the two would leave a directory behind. `install` opens it
@@ -76,9 +81,10 @@ fn run(signals: Signals) -> Result<ExitCode, Failure> {
     let check = flags.check;
     let unit = unit(&flags)?;
     let settings = settings(&flags, unit.as_ref())?;
-    let plan = coordinator(&settings, settings.listen.port(), None)
-        .plan()
-        .map_err(|error| Failure::Usage(error.to_string()))?;
+    let resources = Resources::default();
+    let planned = coordinator(&settings, settings.listen.port(), None, &resources);
+    let plan =
+        Resources::planned(planned, &settings).plan().map_err(|error| Failure::Usage(error.to_string()))?;
     if check {
         return Ok(print(&effective(&settings, &plan, unit.as_ref(), &flags)?));
     }
@@ -92,7 +98,7 @@ fn run(signals: Signals) -> Result<ExitCode, Failure> {
     let runtime = Runtime::new().map_err(|error| Failure::start("no runtime", error))?;
 
     let breakers = settings.breaker.map(|config| Arc::new(Breakers::new(config, Instant::now())));
-    let shutdown = coordinator(&settings, at.port(), breakers.as_ref())
+    let shutdown = coordinator(&settings, at.port(), breakers.as_ref(), &resources)
         .signals(signals)
         .runtime(runtime.handle().clone())
         .install()
@@ -106,8 +112,18 @@ fn run(signals: Signals) -> Result<ExitCode, Failure> {
         _ => runtime.block_on(demo::start()).map_err(|error| Failure::start("no demo", error))?,
     };
     let upstreams = Arc::new(Upstreams::new(all, breakers.as_deref(), settings.when_all_open));
-    serve_admin(admin, &settings, shutdown, &upstreams, breakers.as_ref(), &node_id)?;
-    serve_traffic(&runtime, traffic, shutdown, Arc::clone(&upstreams));
+    let opening = resources.open(&settings, upstreams.names(), shutdown);
+    let opened = match runtime.block_on(opening) {
+        Ok(Some(opened)) => opened,
+        Err(error) if !shutdown.is_shutting_down() => return Err(not_opened(&error)),
+        // A stop that has begun while it was opened.
+        Ok(None) | Err(_) => shutdown.wait().exit(),
+    };
+    serve_admin(admin, &settings, shutdown, &upstreams, breakers.as_ref(), &opened, &node_id)?;
+    serve_traffic(&runtime, traffic, shutdown, Edge::new(Arc::clone(&upstreams), opened));
+    let entered = runtime.enter();
+    resources.announce(&settings, &node_id, at).map_err(Failure::Usage)?;
+    drop(entered);
 
     print(&what_to_try(shutdown, &settings, at, admin_at, &node_id, &upstreams));
     tracing::info!(listen = %at, admin = %admin_at, node_id, cluster = settings.cluster, "ready");
@@ -138,18 +154,28 @@ fn settings(flags: &Flags, unit: Option<&Unit>) -> Result<Settings, Failure> {
 }
 
 /// What a shutdown of this program does, before it is installed.
-fn coordinator(settings: &Settings, port: u16, breakers: Option<&Arc<Breakers>>) -> Builder {
+fn coordinator(
+    settings: &Settings,
+    port: u16,
+    breakers: Option<&Arc<Breakers>>,
+    resources: &Resources,
+) -> Builder {
     let mut state = StateStore::in_dir(&settings.data_dir)
         .node_id(settings.node_id(port))
         .interval(settings.state_interval);
     if let Some(breakers) = breakers {
         state = state.source(breakers::source(Arc::clone(breakers), &settings.upstreams));
     }
-    ShutdownCoordinator::builder()
+    let builder = ShutdownCoordinator::builder()
         .program("edge-proxy")
         .config(settings.budgets.clone())
         .report_dir(settings.data_dir.clone())
-        .state(state)
+        .state(state);
+    resources.stage_tasks(builder, settings)
+}
+
+fn not_opened(error: &OpenError) -> Failure {
+    Failure::Start(format!("{}: mend that, or choose another with --database", sentence(error)))
 }
 
 fn not_installed(error: InstallError) -> Failure {
@@ -211,14 +237,19 @@ fn serve_admin(
     shutdown: ShutdownCoordinator,
     upstreams: &Arc<Upstreams>,
     breakers: Option<&Arc<Breakers>>,
+    opened: &Opened,
     node_id: &str,
 ) -> Result<(), Failure> {
     let shown = Arc::clone(upstreams);
+    let (cache, database, resources) = (opened.clone(), opened.clone(), opened.clone());
     let (node_id, cluster) = (node_id.to_owned(), settings.cluster.clone());
     let (seen, measured) = (breakers.cloned(), breakers.cloned());
     Admin::new(shutdown)
         .extra("breakers", move || breakers::shown(seen.as_deref()))
         .metrics(move || measured.as_deref().map(breakers::families).unwrap_or_default())
+        .extra("cache", move || cache.cache_shown())
+        .extra("database", move || database.database_shown())
+        .metrics(move || resources.families())
         .token(settings.admin_token.clone())
         .last_shutdown(ReportFiles::new(&settings.data_dir).last())
         .extra("node_id", move || node_id.clone().into())
@@ -229,17 +260,12 @@ fn serve_admin(
         .map_err(|error| Failure::start("the admin routes cannot be served", error))
 }
 
-fn serve_traffic(
-    runtime: &Runtime,
-    listener: TcpListener,
-    shutdown: ShutdownCoordinator,
-    upstreams: Arc<Upstreams>,
-) {
+fn serve_traffic(runtime: &Runtime, listener: TcpListener, shutdown: ShutdownCoordinator, edge: Edge) {
     let cores = std::thread::available_parallelism().map_or(1, usize::from);
     // One try for each upstream, beside Pingora's own for pooled connections that turned out to be closed.
-    let max_retries = upstreams.len() + ServerConf::default().max_retries;
+    let max_retries = edge.upstreams().len() + ServerConf::default().max_retries;
     let conf = Arc::new(ServerConf { threads: cores, max_retries, ..ServerConf::default() });
-    let serving = Proxy::new(Edge::new(upstreams), shutdown).conf(conf).serve(listener);
+    let serving = Proxy::new(edge, shutdown).conf(conf).serve(listener);
     // It ends by itself when Draining begins. Without it there is no service: its failure is a reason to stop.
     runtime.spawn(async move {
         if let Err(error) = serving.await {
@@ -315,11 +341,18 @@ fn what_to_try(
          \x20 admin      http://{admin}\n\
          \x20 upstreams  {upstreams} ({kind})\n\
          \x20 state      {state}\n\
+         \x20 database   {}\n\
+         \x20 cache      {}\n\
          \nTry:\n",
-        env!("CARGO_PKG_VERSION")
+        env!("CARGO_PKG_VERSION"),
+        settings::shown(&settings.database),
+        settings::shown(&settings.cache),
     );
     if settings.upstreams.is_empty() {
         text += &format!("  curl -N 'http://{at}/stream?ms=5000&chunks=10'\n");
+        text += &format!(
+            "  curl -i 'http://{at}/cached?seconds=60'   # twice: the second comes out of the cache\n"
+        );
     }
     text += &format!(
         "  curl http://{at}/\n\

@@ -11,8 +11,11 @@ use std::ffi::OsString;
 use std::fmt;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
+use std::str::FromStr;
 use std::time::Duration;
 
+use axum_service::dotenv;
+use axum_service::resources::{CacheUrl, DatabaseUrl, Registry, RegistryUrl};
 use shutdown_core::breaker;
 use shutdown_core::{LameDuckPolicy, ShutdownConfig, display_duration, parse_duration};
 
@@ -20,7 +23,7 @@ use crate::flags::Flags;
 use crate::upstreams::{MOST, Upstream, WhenAllOpen};
 
 /// The flags that take a value.
-pub(crate) const FLAGS: [&str; 12] = [
+pub(crate) const FLAGS: [&str; 16] = [
     "config",
     "listen",
     "admin",
@@ -29,6 +32,10 @@ pub(crate) const FLAGS: [&str; 12] = [
     "when-all-open",
     "data-dir",
     "state-interval",
+    "database",
+    "cache",
+    "cache-interval",
+    "registry",
     "node-id",
     "cluster",
     "lame-duck-policy",
@@ -37,6 +44,11 @@ pub(crate) const FLAGS: [&str; 12] = [
 
 /// The flags that take none: true or false where they are not a flag.
 pub(crate) const SWITCHES: [&str; 1] = ["reap"];
+
+/// The request log's file in the data directory.
+const DATABASE: &str = "edge-proxy.db";
+/// How long a write to the cache waits for others.
+const CACHE_INTERVAL: Duration = Duration::from_millis(100);
 
 /// Everything that can be set, checked.
 #[derive(Clone)]
@@ -51,6 +63,12 @@ pub(crate) struct Settings {
     pub(crate) data_dir: PathBuf,
     /// Zero: not by the clock.
     pub(crate) state_interval: Duration,
+    /// `None`: off.
+    pub(crate) database: Option<DatabaseUrl>,
+    /// `None`: off.
+    pub(crate) cache: Option<CacheUrl>,
+    pub(crate) cache_interval: Duration,
+    pub(crate) registry: Option<RegistryUrl>,
     /// As given; see [`node_id`](Self::node_id).
     node_id: Option<String>,
     pub(crate) cluster: String,
@@ -68,9 +86,14 @@ impl Settings {
     /// # Errors
     ///
     /// The first mistake, as one sentence that names where it was made.
-    pub(crate) fn load(flags: &Flags, environment: Environment<'_>, dotenv: &Path) -> Result<Self, String> {
-        let mut sources =
-            Sources { flags, environment, dotenv: read_dotenv(dotenv)?, file: BTreeMap::new(), path: None };
+    pub(crate) fn load(flags: &Flags, environment: Environment<'_>, env_file: &Path) -> Result<Self, String> {
+        let mut sources = Sources {
+            flags,
+            environment,
+            dotenv: dotenv::read(env_file)?,
+            file: BTreeMap::new(),
+            path: None,
+        };
         if let Some(config) = sources.one("config")? {
             sources.file = read_file(&config)?;
             sources.path = Some(config.text);
@@ -81,13 +104,19 @@ impl Settings {
         if listen == admin && listen.port() != 0 {
             return Err(format!("--listen and --admin are both {listen}: give them different ports"));
         }
+        let data_dir =
+            PathBuf::from(sources.name("data-dir")?.unwrap_or_else(|| "./edge-proxy-data".to_owned()));
         let settings = Self {
             listen,
             admin,
             upstreams: sources.upstreams()?,
             breaker: sources.breaker()?,
             when_all_open: sources.when_all_open()?,
-            data_dir: sources.name("data-dir")?.unwrap_or_else(|| "./edge-proxy-data".to_owned()).into(),
+            database: sources.url_or_off("database", || DatabaseUrl::file(&data_dir.join(DATABASE)))?,
+            cache: sources.url_or_off("cache", || CacheUrl::Memory)?,
+            cache_interval: sources.duration("cache-interval", CACHE_INTERVAL)?,
+            registry: sources.url("registry")?,
+            data_dir,
             state_interval: sources.duration("state-interval", shutdown_core::state::INTERVAL)?,
             node_id: sources.name("node-id")?,
             cluster: sources.name("cluster")?.unwrap_or_else(|| "default".to_owned()),
@@ -96,6 +125,10 @@ impl Settings {
             budgets: sources.budgets()?,
         };
         settings.check_admin(admin)?;
+        if let Some(url) = settings.registry.clone() {
+            Registry::new(url, &settings.node_id(listen.port()))
+                .map_err(|error| format!("--node-id: {error}"))?;
+        }
         Ok(settings)
     }
 
@@ -136,6 +169,10 @@ impl fmt::Display for Settings {
         line("when-all-open", &self.when_all_open)?;
         line("data-dir", &self.data_dir.display())?;
         line("state-interval", &display_duration(self.state_interval))?;
+        line("database", shown(&self.database))?;
+        line("cache", shown(&self.cache))?;
+        line("cache-interval", &display_duration(self.cache_interval))?;
+        line("registry", shown(&self.registry))?;
         line("node-id", &self.node_id(self.listen.port()))?;
         line("cluster", &self.cluster)?;
         line("lame-duck-policy", &self.budgets.lame_duck_policy)?;
@@ -147,6 +184,11 @@ impl fmt::Display for Settings {
             &grace.map_or("unknown".to_owned(), |grace| display_duration(grace).to_string()),
         )
     }
+}
+
+/// What is off is shown as that.
+pub(crate) fn shown<T: fmt::Display>(value: &Option<T>) -> &dyn fmt::Display {
+    value.as_ref().map_or(&"off", |value| value as &dyn fmt::Display)
 }
 
 impl fmt::Debug for Settings {
@@ -234,6 +276,24 @@ impl Sources<'_> {
         parse_duration(&value.text).map_err(|problem| format!("{value}: {problem}"))
     }
 
+    /// A URL. What is wrong with it is the parser's to say: the text may hold a password.
+    fn url<T: FromStr<Err = String>>(&self, flag: &str) -> Result<Option<T>, String> {
+        let Some(value) = self.one(flag)? else { return Ok(None) };
+        value.text.trim().parse().map(Some).map_err(|error| format!("{}: {error}", value.from))
+    }
+
+    /// A URL with a default; `None` for `off`.
+    fn url_or_off<T: FromStr<Err = String>>(
+        &self,
+        flag: &str,
+        default: impl FnOnce() -> T,
+    ) -> Result<Option<T>, String> {
+        match self.one(flag)? {
+            Some(value) if value.text.trim() == "off" => Ok(None),
+            _ => Ok(Some(self.url(flag)?.unwrap_or_else(default))),
+        }
+    }
+
     fn upstreams(&self) -> Result<Vec<Upstream>, String> {
         let all = self.all("upstream")?;
         if all.len() > MOST {
@@ -292,32 +352,6 @@ impl Sources<'_> {
             None => Ok(self.dotenv.get(name).map(|text| (format!(".env: {name}"), text.clone()))),
         }
     }
-}
-
-fn read_dotenv(path: &Path) -> Result<BTreeMap<String, String>, String> {
-    let text = match std::fs::read_to_string(path) {
-        Ok(text) => text,
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(BTreeMap::new()),
-        Err(error) => return Err(format!("{} cannot be read: {error}", path.display())),
-    };
-    let mut variables = BTreeMap::new();
-    for pair in dotenvy::from_read_iter(text.as_bytes()) {
-        let (name, value) = pair.map_err(|error| match error {
-            // Not the line itself: it may hold a secret.
-            dotenvy::Error::LineParse(line, _) => {
-                // What dotenvy gives is the line, or the end of it from the value on.
-                let wrong = line.trim();
-                let number =
-                    text.lines().position(|other| !wrong.is_empty() && other.trim().ends_with(wrong));
-                let place = number.map_or(String::new(), |number| format!(", line {}", number + 1));
-                format!("{}{place}: not a NAME=value line; quote values that have spaces", path.display())
-            }
-            error => format!("{} cannot be read: {error}", path.display()),
-        })?;
-        // The first of two counts, as dotenv has it.
-        variables.entry(name).or_insert(value);
-    }
-    Ok(variables)
 }
 
 fn read_file(path: &Value) -> Result<BTreeMap<String, Vec<String>>, String> {
@@ -516,12 +550,48 @@ mod tests {
                 "EDGE_PROXY_BREAKER \"on\": \"on\" is no part",
             ),
             (load(none(), &[], "", "when-all-open = 'open'"), "when_all_open \"open\" is no policy"),
+            (
+                load(none(), &[], "", "database = 'mysql://me:secret@db/x'"),
+                "edge.toml: database: no database",
+            ),
+            (
+                load(none(), &[("EDGE_PROXY_DATABASE", "postgres://me:secret@db:x/y")], "", ""),
+                "EDGE_PROXY_DATABASE: the database URL",
+            ),
+            (
+                load(none(), &[], "EDGE_PROXY_CACHE=memcached://me:secret@a\n", ""),
+                ".env: EDGE_PROXY_CACHE: no cache",
+            ),
+            (load(none(), &[], "", "cache = 'redis://me:secret@a:b'"), "cache: the cache URL"),
+            (load(none(), &[], "", "cache_interval = 'soon'"), "cache_interval \"soon\""),
+            (load(none(), &[], "", "registry = 'http://me:secret@a/'"), "registry: the registry URL"),
+            (
+                load(none(), &[], "", "registry = 'http://a/'\nnode-id = 'a/b'"),
+                "--node-id: \"a/b\" cannot be",
+            ),
         ];
         for (settings, expected) in cases {
             let error = settings.map(|settings| settings.to_string()).unwrap_err();
             assert!(error.contains(expected), "{expected} is not in: {error}");
             assert_eq!(error.lines().count(), 1, "{error}");
+            assert!(!error.contains("secret"), "{error}");
         }
+    }
+
+    #[test]
+    fn database_and_cache_have_defaults_can_be_off_and_are_shown_without_passwords() {
+        let line = |file: &str, name: &str| {
+            let shown = load(Flags::default(), &[], "", file).unwrap().to_string();
+            let line = shown.lines().find(|line| line.split_whitespace().next() == Some(name)).unwrap();
+            line.split_whitespace().nth(1).unwrap().to_owned()
+        };
+        assert_eq!(line("data-dir = '/var/edge'", "database"), "sqlite:/var/edge/edge-proxy.db");
+        assert_eq!((line("", "cache"), line("", "registry")), ("memory:".into(), "off".into()));
+        for name in ["database", "cache"] {
+            assert_eq!(line(&format!("{name} = 'off'"), name), "off");
+        }
+        assert_eq!(line("database = 'postgres://me:secret@db/x'", "database"), "postgres://db:5432/x");
+        assert_eq!(line("cache = 'redis://me:secret@a:1'", "cache"), "redis://a:1");
     }
 
     #[test]

@@ -198,6 +198,11 @@ impl Upstreams {
         self.all.len()
     }
 
+    /// Their names, in the order of their indices.
+    pub(crate) fn names(&self) -> Vec<String> {
+        self.all.iter().map(|guarded| guarded.upstream.to_string()).collect()
+    }
+
     pub(crate) fn get(&self, index: usize) -> &Upstream {
         &self.all[index].upstream
     }

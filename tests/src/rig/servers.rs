@@ -120,8 +120,12 @@ impl Kind {
 /// moment (`pingora-core` 0.9.1, `connectors/mod.rs`). It opens another one; no shutdown has a part in it.
 const POOL: [&str; 1] = ["failed to acquire reusable stream"];
 /// Of what edge-proxy warns when it cuts a WebSocket, in lower case. Not of the cut of anything else.
-const CUTS: [&str; 3] =
-    ["session cut session=\"get /ws\"", "stage websockets: cutting what is left", "stage=\"websockets\""];
+const CUTS: [&str; 4] = [
+    "session cut session=\"get /ws\"",
+    "stage websockets: cutting what is left",
+    "stage=\"websockets\"",
+    "not all of it well exit_code=11",
+];
 
 /// One that runs.
 pub struct Server {

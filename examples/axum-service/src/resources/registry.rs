@@ -40,8 +40,8 @@ impl FromStr for RegistryUrl {
             || host.is_none()
             || url.contains(['?', '@'])
         {
-            // Not what it is: there may be a password in it.
-            return Err("that is no registry: write http://host:port/path".to_owned());
+            // Not the text: there may be a password in it.
+            return Err("the registry URL cannot be read: write http://host:port/path".to_owned());
         }
         Ok(Self(url.to_owned()))
     }
@@ -176,7 +176,7 @@ mod tests {
     fn a_wrong_url_or_node_is_one_sentence() {
         for text in ["", "registry:80", "https://a/b", "http://", "http://a/?b", "http://me@a/"] {
             let error = text.parse::<RegistryUrl>().unwrap_err();
-            assert_eq!(error, "that is no registry: write http://host:port/path", "{text}");
+            assert_eq!(error, "the registry URL cannot be read: write http://host:port/path");
         }
         let url: RegistryUrl = "http://a:1/v1/".parse().unwrap();
         assert_eq!(url.to_string(), "http://a:1/v1");

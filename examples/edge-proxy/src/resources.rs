@@ -1,0 +1,235 @@
+//! The database, the cache and the registry: closed by their stages, opened after `install`.
+//!
+//! Their stage tasks are registered in the builder, before there is anything to close: the plan shows them, and nothing that
+//! is opened can be forgotten. Each has a slot that is filled when its resource is open; a slot that never was closes at
+//! once. Opened before `install`, a database would leave a file behind when a signal came then.
+//!
+//! | resource | stage | unreachable at start |
+//! |---|---|---|
+//! | database, for the request log | Database; its task: Background | the proxy does not start |
+//! | cache, for answers | Cache | one warning: every read misses |
+//! | registry | Departure | one warning: it is tried again |
+
+use std::future::Future;
+use std::net::SocketAddr;
+use std::sync::{Arc, OnceLock};
+
+use axum_service::resources::{
+    Cache, CacheUrl, Database, OpenError, Registry, close_cache, close_database, leave,
+};
+use serde_json::{Value, json};
+use shutdown_core::{BoxError, Builder, Phase, ShutdownCoordinator, Stage, StageContext};
+use shutdown_tower::admin::Family;
+
+use crate::request_log::{self, RequestLog};
+use crate::response_cache::ResponseCache;
+use crate::settings::Settings;
+
+/// Each is filled once, when its resource is open.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Resources {
+    database: Arc<OnceLock<Database>>,
+    cache: Arc<OnceLock<Cache>>,
+    registry: Arc<OnceLock<Registry>>,
+}
+
+/// What requests use.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Opened {
+    pub(crate) cache: Option<ResponseCache>,
+    pub(crate) log: Option<&'static RequestLog>,
+    /// The database, without user and password.
+    database: String,
+}
+
+impl Resources {
+    /// Adds the stage tasks of all that is configured.
+    pub(crate) fn stage_tasks(&self, mut builder: Builder, settings: &Settings) -> Builder {
+        if settings.registry.is_some() {
+            builder = builder.stage_task(Stage::Departure, "registry", when_open(&self.registry, leave));
+        }
+        if let Some(url) = &settings.cache {
+            let name = match url {
+                CacheUrl::Memory => "in-process cache",
+                CacheUrl::Redis(_) => "Redis",
+            };
+            builder = builder.stage_task(Stage::Cache, name, when_open(&self.cache, close_cache));
+        }
+        if let Some(url) = &settings.database {
+            builder =
+                builder.stage_task(Stage::Database, url.name(), when_open(&self.database, close_database));
+        }
+        builder
+    }
+
+    /// Adds the background task as well, for a plan that is only shown: it is spawned once the database is open.
+    pub(crate) fn planned(builder: Builder, settings: &Settings) -> Builder {
+        match settings.database {
+            Some(_) => builder.stage_task(Stage::Background, REQUEST_LOG, async |_| Ok(())),
+            None => builder,
+        }
+    }
+
+    /// Opens database and cache. Nothing if a shutdown has begun meanwhile: then it is all there is left to do.
+    ///
+    /// # Errors
+    ///
+    /// The database cannot be used.
+    ///
+    /// # Panics
+    ///
+    /// Outside a tokio runtime.
+    pub(crate) async fn open(
+        &self,
+        settings: &Settings,
+        upstreams: Vec<String>,
+        shutdown: ShutdownCoordinator,
+    ) -> Result<Option<Opened>, OpenError> {
+        let mut opened = Opened::default();
+        if let Some(url) = settings.cache.clone() {
+            let cache = Cache::open(url, settings.cache_interval);
+            opened.cache = Some(ResponseCache::new(cache.clone(), &settings.cluster));
+            fill(&self.cache, cache);
+        }
+        if let Some(url) = settings.database.clone() {
+            opened.database = url.to_string();
+            let database = tokio::select! {
+                biased;
+                () = shutdown.until(Phase::LameDuck) => return Ok(None),
+                database = Box::pin(Database::open(url, "edge-proxy", request_log::SCHEMA)) => database?,
+            };
+            fill(&self.database, database.clone());
+            let (log, writer) = request_log::open(database, upstreams);
+            // Refused only if the stop has come as far as its stage: then there will be no rows.
+            let _ = shutdown.spawn(REQUEST_LOG, |told| writer.run(told));
+            opened.log = Some(log);
+        }
+        Ok(Some(opened))
+    }
+
+    /// Announces this node to the registry, if there is one.
+    ///
+    /// # Errors
+    ///
+    /// The node's name cannot stand in a path.
+    ///
+    /// # Panics
+    ///
+    /// Outside a tokio runtime.
+    pub(crate) fn announce(&self, settings: &Settings, node_id: &str, at: SocketAddr) -> Result<(), String> {
+        if let Some(url) = settings.registry.clone() {
+            let registry = Registry::new(url, node_id)?;
+            // First: from the first announcement on there is something to leave.
+            fill(&self.registry, registry.clone());
+            registry.announce(at.to_string());
+        }
+        Ok(())
+    }
+}
+
+/// In the report and the plan.
+const REQUEST_LOG: &str = "request log";
+
+/// Resources are opened by one caller, once.
+fn fill<T>(slot: &OnceLock<T>, value: T) {
+    let _ = slot.set(value);
+}
+
+/// The stage task that closes what is in the slot by then.
+fn when_open<T, Fut>(
+    slot: &Arc<OnceLock<T>>,
+    close: impl FnOnce(T, StageContext) -> Fut + Send + 'static,
+) -> impl FnOnce(StageContext) -> std::pin::Pin<Box<dyn Future<Output = Result<(), BoxError>> + Send>>
++ Send
++ 'static
+where
+    T: Clone + Send + Sync + 'static,
+    Fut: Future<Output = Result<(), BoxError>> + Send + 'static,
+{
+    let slot = Arc::clone(slot);
+    move |stage| match slot.get() {
+        Some(resource) => Box::pin(close(resource.clone(), stage)),
+        None => Box::pin(async { Ok(()) }),
+    }
+}
+
+impl Opened {
+    /// For `/status`.
+    pub(crate) fn cache_shown(&self) -> Value {
+        let Some(cache) = &self.cache else { return Value::Null };
+        let statistics = cache.statistics();
+        json!({
+            "url": cache.url(),
+            "hits": statistics.hits,
+            "misses": statistics.misses,
+            "hit_rate_percent": statistics.hit_rate(),
+            "invalidations": statistics.invalidations,
+            "pending": cache.pending(),
+            "dropped": statistics.dropped,
+        })
+    }
+
+    /// For `/status`.
+    pub(crate) fn database_shown(&self) -> Value {
+        let Some(log) = self.log else { return Value::Null };
+        json!({
+            "url": self.database,
+            "rows_written": log.written(),
+            "rows_queued": log.queued(),
+            "rows_dropped": log.dropped(),
+        })
+    }
+
+    /// For `/metrics`.
+    pub(crate) fn families(&self) -> Vec<Family> {
+        let count = |name, help, value: u64| Family::counter(name, help).sample(&[], value as f64);
+        let level = |name, help, value: usize| Family::gauge(name, help).sample(&[], value as f64);
+        let mut families = Vec::new();
+        if let Some(cache) = &self.cache {
+            let statistics = cache.statistics();
+            families.extend([
+                count("edge_proxy_cache_hits_total", "Requests answered from the cache.", statistics.hits),
+                count(
+                    "edge_proxy_cache_misses_total",
+                    "Requests that the cache had no fresh answer for.",
+                    statistics.misses,
+                ),
+                count(
+                    "edge_proxy_cache_invalidations_total",
+                    "Entries removed because a request has changed what they told.",
+                    statistics.invalidations,
+                ),
+                count(
+                    "edge_proxy_cache_dropped_total",
+                    "Writes refused because too many were pending.",
+                    statistics.dropped,
+                ),
+                level(
+                    "edge_proxy_cache_pending",
+                    "Writes that have not landed in the cache.",
+                    cache.pending(),
+                ),
+            ]);
+        }
+        if let Some(log) = self.log {
+            families.extend([
+                count(
+                    "edge_proxy_request_log_rows_total",
+                    "Rows of the request log written to the database.",
+                    log.written(),
+                ),
+                count(
+                    "edge_proxy_request_log_dropped_total",
+                    "Rows of the request log that were dropped.",
+                    log.dropped(),
+                ),
+                level(
+                    "edge_proxy_request_log_queued",
+                    "Rows of the request log that wait to be written.",
+                    log.queued(),
+                ),
+            ]);
+        }
+        families
+    }
+}

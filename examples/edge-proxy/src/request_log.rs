@@ -12,8 +12,9 @@
 //! * Told to stop (requests are over by then), it writes all that is queued. What it cannot write then is its failure.
 //! * A database that goes away is warned of once and tried again; until then rows wait in the queue. A transaction whose
 //!   end was not heard of is written again: a row can be there twice, and is not missing.
-//! * A tunnel (WebSocket) has its row when it opens: it may outlive the task. Requests that the shutdown refuses have none:
-//!   the report and `shutdown_requests_refused_total` count them.
+//! * A request that the drain cuts has a row, with the status that its client was sent. A tunnel (WebSocket) has its row
+//!   when it opens: it may outlive the task.
+//! * A request that the shutdown refuses has none: none of the proxy's hooks sees it. The report counts it.
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;

@@ -4,8 +4,10 @@
 //! |---|---|
 //! | [`resources`] | a database, a cache, a registry, and how a shutdown closes each |
 //! | [`dotenv`] | `.env` read into a map |
+//! | [`host`] | what this machine calls itself |
 //! | [`secrets`] | a token in a file |
 
 pub mod dotenv;
+pub mod host;
 pub mod resources;
 pub mod secrets;

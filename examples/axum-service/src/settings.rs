@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use axum_service::resources::{CacheUrl, DatabaseUrl, RegistryUrl};
-use axum_service::{dotenv, secrets};
+use axum_service::{dotenv, host, secrets};
 use shutdown_core::{ShutdownConfig, UsageError, parse_duration};
 
 /// Everything that can be set, checked.
@@ -69,24 +69,12 @@ struct Source {
 impl Settings {
     /// This process's name, once its port is known.
     pub(crate) fn node(&self, port: u16) -> String {
-        self.node_id.clone().unwrap_or_else(|| format!("{}-{port}", host_name()))
+        self.node_id.clone().unwrap_or_else(|| format!("{}-{port}", host::name()))
     }
 
     /// What the registry is told, once the address is known.
     pub(crate) fn advertised(&self, address: SocketAddr) -> String {
-        match &self.advertise {
-            Some(given) => given.clone(),
-            None if address.ip().is_unspecified() => format!("{}:{}", host_name(), address.port()),
-            None => address.to_string(),
-        }
-    }
-}
-
-fn host_name() -> String {
-    let name = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
-    match name.trim() {
-        "" => "axum-service".to_owned(),
-        name => name.to_owned(),
+        self.advertise.clone().unwrap_or_else(|| host::reached_at(address))
     }
 }
 

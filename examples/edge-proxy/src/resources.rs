@@ -14,6 +14,7 @@ use std::future::Future;
 use std::net::SocketAddr;
 use std::sync::{Arc, OnceLock};
 
+use axum_service::host;
 use axum_service::resources::{
     Cache, CacheUrl, Database, OpenError, Registry, close_cache, close_database, leave,
 };
@@ -121,7 +122,7 @@ impl Resources {
             let registry = Registry::new(url, node_id)?;
             // First: from the first announcement on there is something to leave.
             fill(&self.registry, registry.clone());
-            registry.announce(at.to_string());
+            registry.announce(host::reached_at(at));
         }
         Ok(())
     }

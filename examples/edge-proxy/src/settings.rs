@@ -14,8 +14,8 @@ use std::path::{Path, PathBuf};
 use std::str::FromStr;
 use std::time::Duration;
 
-use axum_service::dotenv;
 use axum_service::resources::{CacheUrl, DatabaseUrl, Registry, RegistryUrl};
+use axum_service::{dotenv, host, secrets};
 use shutdown_core::breaker;
 use shutdown_core::{LameDuckPolicy, ShutdownConfig, display_duration, parse_duration};
 
@@ -100,7 +100,8 @@ impl Settings {
         }
         let listen = sources.addr("listen", "127.0.0.1:8080")?;
         let admin = sources.addr("admin", "127.0.0.1:8081")?;
-        let admin_token = sources.one("admin-token-file")?.map(|path| read_token(&path)).transpose()?;
+        let admin_token =
+            sources.one("admin-token-file")?.map(|path| secrets::token(&path.text, &path)).transpose()?;
         if listen == admin && listen.port() != 0 {
             return Err(format!("--listen and --admin are both {listen}: give them different ports"));
         }
@@ -149,7 +150,7 @@ impl Settings {
 
     /// The node's name, once the port is known.
     pub(crate) fn node_id(&self, port: u16) -> String {
-        self.node_id.clone().unwrap_or_else(|| format!("{}-{port}", host_name()))
+        self.node_id.clone().unwrap_or_else(|| format!("{}-{port}", host::name()))
     }
 }
 
@@ -399,26 +400,6 @@ fn read_file(path: &Value) -> Result<BTreeMap<String, Vec<String>>, String> {
         }
     }
     Ok(values)
-}
-
-fn read_token(path: &Value) -> Result<String, String> {
-    let text = std::fs::read_to_string(&path.text)
-        .map_err(|error| format!("the admin token file {path} cannot be read: {error}"))?;
-    match text.trim() {
-        "" => Err(format!("the admin token file {path} is empty")),
-        token if token.contains(char::is_whitespace) => {
-            Err(format!("the admin token file {path} has more than one word: it holds one token"))
-        }
-        token => Ok(token.to_owned()),
-    }
-}
-
-fn host_name() -> String {
-    let name = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
-    match name.trim() {
-        "" => "edge".to_owned(),
-        name => name.to_owned(),
-    }
 }
 
 #[cfg(test)]

@@ -274,13 +274,18 @@ impl Database {
     }
 }
 
+/// Without sqlx's own log of statements, which repeats them whole.
+fn quiet(url: &str) -> Result<AnyConnectOptions, sqlx::Error> {
+    Ok(AnyConnectOptions::from_str(url)?.disable_statement_logging())
+}
+
 async fn pool(url: &DatabaseUrl, application: &str) -> Result<AnyPool, sqlx::Error> {
     let pool = AnyPoolOptions::new().max_connections(CONNECTIONS).acquire_timeout(ACQUIRE);
     match url {
         DatabaseUrl::Sqlite(url) if url.contains(":memory:") => {
             // Each connection has a memory of its own, which goes with it.
             let one = pool.max_connections(1).min_connections(1).idle_timeout(None).max_lifetime(None);
-            one.connect_with(AnyConnectOptions::from_str(url)?).await
+            one.connect_with(quiet(url)?).await
         }
         DatabaseUrl::Sqlite(url) => {
             let pool = pool.after_connect(|connection, _| {
@@ -291,7 +296,7 @@ async fn pool(url: &DatabaseUrl, application: &str) -> Result<AnyPool, sqlx::Err
                     Ok(())
                 })
             });
-            pool.connect_with(AnyConnectOptions::from_str(url)?).await
+            pool.connect_with(quiet(url)?).await
         }
         DatabaseUrl::Postgres(_, text) => {
             let pool = pool.after_connect(|connection, _| {
@@ -306,7 +311,7 @@ async fn pool(url: &DatabaseUrl, application: &str) -> Result<AnyPool, sqlx::Err
             // The last of two counts.
             let named =
                 format!("{text}{}application_name={application}", if text.contains('?') { '&' } else { '?' });
-            pool.connect_with(AnyConnectOptions::from_str(&named)?).await
+            pool.connect_with(quiet(&named)?).await
         }
     }
 }

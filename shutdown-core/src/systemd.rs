@@ -15,8 +15,8 @@
 //! is restarted. (On several threads one of them is enough.) During a shutdown the coordinator's own runtime, which
 //! is the one that stops the service, is enough.
 //!
-//! The time is extended by a few seconds, only when a request, connection, session, task or stage has ended since the
-//! last look, and never beyond the end of our own total. Who hangs gets the unit's time and no more.
+//! The time is extended by a few seconds, only when a request, connection, session or task has ended since the last look, or
+//! the stop has come to another phase or stage, and never beyond the end of our own total. Who hangs gets the unit's time and no more.
 //!
 //! After `STOPPING=1` nothing takes it back. Messages of a process that leaves at once may be lost: systemd finds out
 //! whose they are by the process, which may be gone by then. So may the last one, that names the exit code, and it is

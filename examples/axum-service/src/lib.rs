@@ -6,8 +6,10 @@
 //! | [`dotenv`] | `.env` read into a map |
 //! | [`host`] | what this machine calls itself |
 //! | [`secrets`] | a token in a file |
+//! | [`stderr`] | stderr that never fails |
 
 pub mod dotenv;
 pub mod host;
 pub mod resources;
 pub mod secrets;
+pub mod stderr;

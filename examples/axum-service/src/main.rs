@@ -15,11 +15,14 @@ mod work;
 
 use std::convert::Infallible;
 use std::error::Error;
+use std::fmt;
+use std::io::{self, Write};
 use std::path::Path;
 use std::process::ExitCode;
 use std::sync::Arc;
 
 use axum_service::resources::{self, Cache, CacheStage, Database, Registry};
+use axum_service::stderr::Stderr;
 use shutdown_core::systemd::Systemd;
 use shutdown_core::{
     ReportFiles, ShutdownCoordinator, Signals, Stage, UsageError, net, sentence, start_failure,
@@ -43,7 +46,7 @@ fn start() -> Result<Infallible, Box<dyn Error>> {
     let signals = Signals::claim()?;
     let systemd = Systemd::from_env().map_err(|error| UsageError::new(sentence(&error)))?;
     let settings = Settings::load(Path::new(".env"))?;
-    tracing_subscriber::fmt().compact().with_target(false).with_writer(std::io::stderr).init();
+    tracing_subscriber::fmt().compact().with_target(false).with_writer(|| Stderr).init();
     Runtime::new()?.block_on(run(signals, systemd, settings))
 }
 
@@ -92,7 +95,7 @@ async fn run(
 
     if let Some(admin) = settings.admin {
         let listener = net::bind(admin)?;
-        println!("admin on {}", listener.local_addr()?);
+        say(format_args!("admin on {}", listener.local_addr()?));
         let mut admin = Admin::new(shutdown).token(settings.admin_token.map(|token| token.0));
         if let Some(last) = last {
             admin = admin.last_shutdown(last);
@@ -110,11 +113,16 @@ async fn run(
     let app = routes::router(shutdown).merge(service::router(service));
     let app = app.layer(ShutdownLayer::new(shutdown).named(name));
     tokio::spawn(Server::new(shutdown).serve(listener, app));
-    println!("listening on {address}");
+    say(format_args!("listening on {address}"));
     if let Some(registry) = registry {
         registry.announce(advertised);
     }
     systemd.ready(shutdown, format_args!("serving on {address}"));
 
     shutdown.finished().await.exit()
+}
+
+/// A closed stdout is no reason not to serve.
+fn say(line: fmt::Arguments<'_>) {
+    let _ = writeln!(io::stdout(), "{line}");
 }

@@ -36,6 +36,8 @@ const CANCEL: Duration = Duration::from_secs(1);
 const CANCELLED: Duration = Duration::from_millis(200);
 /// With less than that there is no time for both: the connection is ended at once.
 const SHORT: Duration = Duration::from_millis(500);
+/// What a stage has once a second signal hurries: [`shutdown_core::STAGE_RESERVE`], less what that takes to be heard.
+const HURRIED: Duration = Duration::from_millis(90);
 /// Kept before the deadline, for saying what has not ended.
 const LAST_WORDS: Duration = Duration::from_millis(5);
 
@@ -122,15 +124,16 @@ pub async fn close_database(database: Database, stage: StageContext) -> Result<(
     let patience = left - CANCEL.min(left / 2);
     let mut closing = pin!(database.close());
     let well = || stage.log(|| tracing::info!("Database connections closed successfully"));
-    tokio::select! {
+    // Hurried, the stage has its reserve from now on, and no more.
+    let (left, deadline) = tokio::select! {
         biased;
         () = &mut closing => {
             well();
             return Ok(());
         }
-        () = stage.token.cancelled() => {}
-        () = sleep(patience) => {}
-    }
+        () = stage.token.cancelled() => (HURRIED, stage.deadline.min(Instant::now() + HURRIED)),
+        () = sleep(patience) => (left, stage.deadline),
+    };
     // Beside the waiting: a query may still end by itself.
     let cancelled = Mutex::new(Vec::new());
     let asking = async {
@@ -145,7 +148,7 @@ pub async fn close_database(database: Database, stage: StageContext) -> Result<(
     };
     let mut asked = None;
     let mut asking = pin!(asking);
-    let closed = timeout_at(stage.deadline - LAST_WORDS, async {
+    let closed = timeout_at(deadline - LAST_WORDS, async {
         loop {
             tokio::select! {
                 biased;

@@ -112,7 +112,7 @@ impl ProxyHttp for Edge {
     /// A fresh answer from the cache asks no upstream and tells no breaker.
     async fn request_filter(&self, session: &mut Session, way: &mut Way) -> Result<bool> {
         let request = session.req_header();
-        way.entry = self.opened.log.map(|log| Entry::new(log, request.method.clone(), request.uri.path()));
+        way.entry = self.opened.log.map(|log| Entry::new(log, &request.method, request.uri.path()));
         let Some(cache) = &self.opened.cache else { return Ok(false) };
         let (cached, hit) = cache.find(session).await?;
         way.cached = cached;
@@ -225,7 +225,10 @@ impl ProxyHttp for Edge {
         answer: &mut ResponseHeader,
         way: &mut Way,
     ) -> Result<()> {
-        way.status = Some(answer.status);
+        // 103 and its like come before the answer.
+        if !answer.status.is_informational() || answer.status == StatusCode::SWITCHING_PROTOCOLS {
+            way.status = Some(answer.status);
+        }
         let opened = session.req_header().method == Method::CONNECT && answer.status.is_success();
         if opened || answer.status == StatusCode::SWITCHING_PROTOCOLS {
             way.log();

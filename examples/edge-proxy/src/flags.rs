@@ -82,7 +82,7 @@ pub(crate) struct Flags {
     #[arg(long)]
     pub(crate) check: bool,
     /// With --check: also look whether this systemd unit leaves the shutdown the time it takes. What its Environment=
-    /// sets is taken; drop-ins, EnvironmentFile= and the flags of ExecStart= are not read (systemctl cat prints a unit
+    /// sets of SHUTDOWN_* is taken; drop-ins, EnvironmentFile= and the flags of ExecStart= are not read (systemctl cat prints a unit
     /// with its drop-ins)
     #[arg(long, value_name = "FILE")]
     pub(crate) unit: Option<String>,

@@ -25,6 +25,7 @@ use std::process::ExitCode;
 use std::sync::Arc;
 
 use axum_service::resources::OpenError;
+use axum_service::stderr::Stderr;
 use pingora_core::server::configuration::ServerConf;
 use shutdown_core::breaker::Breakers;
 use shutdown_core::state::{StateError, StateStore};
@@ -97,6 +98,8 @@ fn run(signals: Signals) -> Result<ExitCode, Failure> {
     let node_id = settings.node_id(at.port());
     let runtime = Runtime::new().map_err(|error| Failure::start("no runtime", error))?;
 
+    resources.enter(&settings, &node_id).map_err(Failure::Usage)?;
+
     let breakers = settings.breaker.map(|config| Arc::new(Breakers::new(config, Instant::now())));
     let shutdown = coordinator(&settings, at.port(), breakers.as_ref(), &resources)
         .signals(signals)
@@ -117,12 +120,16 @@ fn run(signals: Signals) -> Result<ExitCode, Failure> {
         Ok(Some(opened)) => opened,
         Err(error) if !shutdown.is_shutting_down() => return Err(not_opened(&error)),
         // A stop that has begun while it was opened.
-        Ok(None) | Err(_) => shutdown.wait().exit(),
+        Ok(None) => shutdown.wait().exit(),
+        Err(error) => {
+            tracing::warn!("{}", sentence(&error));
+            shutdown.wait().exit()
+        }
     };
     serve_admin(admin, &settings, shutdown, &upstreams, breakers.as_ref(), &opened, &node_id)?;
     serve_traffic(&runtime, traffic, shutdown, Edge::new(Arc::clone(&upstreams), opened));
     let entered = runtime.enter();
-    resources.announce(&settings, &node_id, at).map_err(Failure::Usage)?;
+    resources.announce(at);
     drop(entered);
 
     print(&what_to_try(shutdown, &settings, at, admin_at, &node_id, &upstreams));
@@ -288,20 +295,6 @@ fn log_to_stderr() -> Result<(), Failure> {
         .with_writer(|| Stderr)
         .try_init()
         .map_err(|error| Failure::Start(format!("logging cannot be set up: {error}")))
-}
-
-/// Stderr that never fails: what reads it may be gone, and a log line is no reason to panic.
-struct Stderr;
-
-impl Write for Stderr {
-    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
-        let _ = std::io::stderr().write_all(bytes);
-        Ok(bytes.len())
-    }
-
-    fn flush(&mut self) -> std::io::Result<()> {
-        Ok(())
-    }
 }
 
 /// `--check`: the configuration and the plan as they would be.

@@ -35,7 +35,8 @@ pub(crate) fn start(shutdown: ShutdownCoordinator) -> io::Result<()> {
     runtime.spawn(async move {
         loop {
             // First a look: what ended before the handler stood has sent its signal to nobody.
-            reap();
+            // It reads files: not on the thread that stops the service.
+            let _ = tokio::task::spawn_blocking(reap).await;
             if children.recv().await.is_none() {
                 return;
             }
@@ -51,7 +52,8 @@ fn reap() {
         // The proxy starts no process of its own. One that it did start would have to be left out here, for who waits
         // for it.
         match waitid(WaitId::Pid(pid), WaitIdOptions::EXITED | WaitIdOptions::NOHANG) {
-            Ok(_) => tracing::debug!(pid = pid.as_raw_nonzero().get(), "an orphan has ended"),
+            Ok(None) => tracing::debug!(pid = pid.as_raw_nonzero().get(), "an orphan has threads that go on"),
+            Ok(Some(_)) => tracing::debug!(pid = pid.as_raw_nonzero().get(), "an orphan has ended"),
             // Somebody else has waited for it.
             Err(error) => tracing::debug!(%error, "an orphan that is gone"),
         }

@@ -16,6 +16,7 @@
 //!   when it opens: it may outlive the task.
 //! * A request that the shutdown refuses has none: none of the proxy's hooks sees it. The report counts it.
 
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::sync::Arc;
@@ -49,6 +50,8 @@ const ANSWER: Duration = Duration::from_secs(3);
 const PAUSES: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(2));
 /// Rows that the table keeps.
 const KEPT: i64 = 100_000;
+/// Bytes of a method that are written down.
+const LONGEST_METHOD: usize = 32;
 /// Bytes of a path that are written down.
 const LONGEST_PATH: usize = 512;
 
@@ -57,14 +60,14 @@ const LONGEST_PATH: usize = 512;
 pub(crate) struct Entry {
     log: &'static RequestLog,
     began: Instant,
-    method: Method,
+    method: Cow<'static, str>,
     path: Box<str>,
 }
 
 impl Entry {
     /// A request that begins now.
-    pub(crate) fn new(log: &'static RequestLog, method: Method, path: &str) -> Self {
-        Self { log, began: Instant::now(), method, path: short(path) }
+    pub(crate) fn new(log: &'static RequestLog, method: &Method, path: &str) -> Self {
+        Self { log, began: Instant::now(), method: named(method), path: short(path) }
     }
 
     /// Puts it into the log, now that it is over.
@@ -79,7 +82,7 @@ impl Entry {
 #[derive(Debug)]
 struct Row {
     at_ms: i64,
-    method: Method,
+    method: Cow<'static, str>,
     path: Box<str>,
     status: u16,
     took_ms: i64,
@@ -105,6 +108,16 @@ impl Row {
             _ => None,
         };
         std::iter::once(class).chain(cache)
+    }
+}
+
+/// A method as it is written down: any word may be one, of any length.
+fn named(method: &Method) -> Cow<'static, str> {
+    const KNOWN: [&str; 9] = ["GET", "HEAD", "POST", "PUT", "DELETE", "OPTIONS", "PATCH", "CONNECT", "TRACE"];
+    match KNOWN.into_iter().find(|known| method == known) {
+        Some(known) => Cow::Borrowed(known),
+        // A token is ASCII (RFC 9110, section 5.6.2).
+        None => Cow::Owned(method.as_str().chars().take(LONGEST_METHOD).collect()),
     }
 }
 
@@ -306,7 +319,7 @@ impl Tables {
         let trims = added >= self.kept / 10;
 
         // Not kept prepared: there would be one of each length.
-        let mut transaction = self.database.pool().begin().await?;
+        let mut transaction = self.database.tasks().begin().await?;
         let text = insert(
             "INSERT INTO requests (at_ms, method, path, status, took_ms, upstream, cache)",
             rows.len(),
@@ -317,7 +330,7 @@ impl Tables {
             let upstream = row.upstream.and_then(|index| self.upstreams.get(index)).map_or("", |name| name);
             query = query
                 .bind(row.at_ms)
-                .bind(row.method.as_str())
+                .bind(&*row.method)
                 .bind(&*row.path)
                 .bind(i64::from(row.status))
                 .bind(row.took_ms)
@@ -378,12 +391,20 @@ mod tests {
 
     fn row(number: i64) -> Row {
         let status = if number % 2 == 0 { 200 } else { 404 };
-        let (method, path) = (Method::GET, "/a".into());
+        let (method, path) = (named(&Method::GET), "/a".into());
         Row { at_ms: number, method, path, status, took_ms: 1, upstream: Some(0), cache: "miss" }
     }
 
     async fn number(database: &Database, query: &str) -> i64 {
         sqlx::query_scalar(query).fetch_one(database.pool()).await.unwrap()
+    }
+
+    #[test]
+    fn a_method_of_any_length_costs_a_row_no_more_than_its_place() {
+        let long = Method::from_bytes(&[b'A'; 100_000]).unwrap();
+        assert_eq!(named(&long).len(), LONGEST_METHOD);
+        assert_eq!(named(&Method::PATCH), "PATCH");
+        assert_eq!(named(&Method::from_bytes(b"PURGE").unwrap()), "PURGE");
     }
 
     #[tokio::test]

@@ -108,23 +108,28 @@ impl Resources {
         Ok(Some(opened))
     }
 
-    /// Announces this node to the registry, if there is one.
+    /// Makes this node's entry for the registry, if there is one, before there is anything to stop: a stop that comes before
+    /// the announcement forbids it.
     ///
     /// # Errors
     ///
     /// The node's name cannot stand in a path.
+    pub(crate) fn enter(&self, settings: &Settings, node_id: &str) -> Result<(), String> {
+        if let Some(url) = settings.registry.clone() {
+            fill(&self.registry, Registry::new(url, node_id)?);
+        }
+        Ok(())
+    }
+
+    /// Announces this node to the registry, if there is one.
     ///
     /// # Panics
     ///
     /// Outside a tokio runtime.
-    pub(crate) fn announce(&self, settings: &Settings, node_id: &str, at: SocketAddr) -> Result<(), String> {
-        if let Some(url) = settings.registry.clone() {
-            let registry = Registry::new(url, node_id)?;
-            // First: from the first announcement on there is something to leave.
-            fill(&self.registry, registry.clone());
+    pub(crate) fn announce(&self, at: SocketAddr) {
+        if let Some(registry) = self.registry.get() {
             registry.announce(host::reached_at(at));
         }
-        Ok(())
     }
 }
 

@@ -10,7 +10,8 @@
 //!   `Set-Cookie` is never stored: whose it is, only the upstream knows.
 //! * What is stale is a miss: it is not revalidated. Two misses of one URL both ask an upstream. One variant of a URL is
 //!   kept, the newest; `Vary` decides whom it fits.
-//! * A change by an unsafe method that went well removes the URL's entry (RFC 9111, section 4.4).
+//! * A change by an unsafe method that went well removes the URL's entry (RFC 9111, section 4.4). An answer that was under way
+//!   meanwhile may still be stored, for its lifetime.
 //!
 //! A hit has `Age` and `Cache-Status: edge-proxy; hit` (RFC 9211). It is a request like others: counted, drained, logged.
 //!
@@ -33,6 +34,7 @@ use http_cache_semantics::{BeforeRequest, CacheOptions, CachePolicy};
 use pingora_core::Result;
 use pingora_http::{RequestHeader, ResponseHeader};
 use pingora_proxy::Session;
+use sha2::{Digest, Sha256};
 
 /// Answers in a cache. Clones share it.
 #[derive(Clone)]
@@ -180,8 +182,8 @@ impl ResponseCache {
         }
         let host = host(request)?;
         let path = request.uri.path_and_query()?.as_str();
-        let length = self.cluster.len() + host.len() + path.len();
-        (length <= LONGEST_KEY).then(|| format!("edge-proxy:{}:{host}{path}", self.cluster))
+        // A query may hold secrets, and a cache is asked for everything.
+        Some(format!("edge-proxy:{}:{}", self.cluster, fingerprint(&[host.as_bytes(), path.as_bytes()])))
     }
 }
 
@@ -255,8 +257,13 @@ fn plain(headers: &HeaderMap) -> HeaderMap {
     all
 }
 
-/// The policy for an answer that came at `at`; none if the crate would panic over its `Age`.
+/// The policy for an answer that came at `at`; none if the crate would panic over its `Age`, or would not see a header that
+/// decides: it passes over values that are not ASCII, a `private` in them included.
 fn policy(asked: &Request<()>, answer: &HeaderMap, at: SystemTime) -> Option<CachePolicy> {
+    let deciding = [CACHE_CONTROL, PRAGMA, VARY, EXPIRES, AGE];
+    if deciding.iter().any(|name| answer.get_all(name).iter().any(|value| value.to_str().is_err())) {
+        return None;
+    }
     let mut response = Response::new(());
     *response.headers_mut() = plain(answer);
     if let Some(age) = response.headers().get(AGE) {
@@ -266,7 +273,12 @@ fn policy(asked: &Request<()>, answer: &HeaderMap, at: SystemTime) -> Option<Cac
             return None;
         }
     }
-    let options = CacheOptions { cache_heuristic: 0.0, ..CacheOptions::default() };
+    // No lifetime of its own: neither for want of one, nor for `immutable`.
+    let options = CacheOptions {
+        cache_heuristic: 0.0,
+        immutable_min_time_to_live: Duration::ZERO,
+        ..CacheOptions::default()
+    };
     Some(CachePolicy::new_options(asked, &response, at, options))
 }
 
@@ -325,21 +337,22 @@ impl Exchange {
         {
             return None;
         }
-        let asked = asked(request)?;
+        let mut asked = asked(request)?;
+        *asked.headers_mut() = selecting(asked.headers(), headers);
         let policy = policy(&asked, headers, now)?;
         let lives = policy.time_to_live(now).min(LONGEST_LIFE);
         if !policy.is_storable() || lives.is_zero() {
             return None;
         }
         let at_ms = u64::try_from(now.duration_since(UNIX_EPOCH).ok()?.as_millis()).ok()?;
-        let exchange =
-            Self { at_ms, asked: selecting(asked.headers(), headers), answer: end_to_end(headers) };
+        let exchange = Self { at_ms, asked: asked.into_parts().0.headers, answer: end_to_end(headers) };
         Some((exchange, lives))
     }
 
     /// How old the answer is, if it may be given to `request`.
     fn age_for(&self, request: &RequestHeader, now: SystemTime) -> Option<Duration> {
-        let presented = asked(request)?;
+        let mut presented = asked(request)?;
+        *presented.headers_mut() = selecting(presented.headers(), &self.answer);
         let mut original = Request::new(());
         // The key is the same, and so is the path.
         *original.uri_mut() = presented.uri().clone();
@@ -351,17 +364,35 @@ impl Exchange {
     }
 }
 
-/// What of a request decides whether its answer is another's, too. Nothing else of it is kept: it may be secret.
+/// What of a request decides whether its answer is another's, too. Of what `Vary` names only a fingerprint is kept, and of the
+/// rest nothing: it may be secret.
 fn selecting(asked: &HeaderMap, answer: &HeaderMap) -> HeaderMap {
     let vary = answer.get_all(VARY).iter().filter_map(|value| value.to_str().ok());
-    let varying = vary.flat_map(|names| names.split(',')).filter_map(|name| name.trim().parse().ok());
+    let varying =
+        vary.flat_map(|names| names.split(',')).filter_map(|name| name.trim().parse::<HeaderName>().ok());
     let mut kept = HeaderMap::new();
-    for name in varying.chain([HOST, CACHE_CONTROL, PRAGMA]) {
+    for name in varying {
+        if let Some(value) = asked.get(&name) {
+            let value = fingerprint(&[value.as_bytes()]);
+            kept.insert(name, HeaderValue::from_str(&value).expect("hexadecimal digits"));
+        }
+    }
+    for name in [HOST, CACHE_CONTROL, PRAGMA] {
         if let Some(value) = asked.get(&name) {
             kept.insert(name, value.clone());
         }
     }
     kept
+}
+
+/// By which a text is known again and not read: SHA-256 of its parts, each with its length before it.
+fn fingerprint(parts: &[&[u8]]) -> String {
+    let mut hash = Sha256::new();
+    for part in parts {
+        hash.update((part.len() as u64).to_be_bytes());
+        hash.update(part);
+    }
+    hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
 /// An answer's headers without those that belong to its connection (RFC 9110, section 7.6.1) and to its framing.
@@ -405,7 +436,8 @@ fn decode(bytes: Bytes) -> Option<(Exchange, Bytes)> {
     let at_ms = u64::from_be_bytes(rest.take(8)?[..].try_into().ok()?);
     let (asked, answer) = (rest.headers()?, rest.headers()?);
     let body = rest.text()?;
-    rest.0.is_empty().then_some((Exchange { at_ms, asked, answer }, body))
+    // Whoever wrote it: framing and connection are ours.
+    rest.0.is_empty().then(|| (Exchange { at_ms, asked, answer: end_to_end(&answer) }, body))
 }
 
 struct Reader(Bytes);
@@ -436,7 +468,6 @@ impl Reader {
 const VERSION: u8 = 1;
 /// The largest body that is kept.
 const MOST_BODY: usize = 256 * 1024;
-const LONGEST_KEY: usize = 2048;
 /// However long an answer says that it may be kept.
 const LONGEST_LIFE: Duration = Duration::from_secs(24 * 3600);
 /// An older answer is not stored, in seconds.
@@ -472,6 +503,7 @@ const HOP_BY_HOP: [HeaderName; 10] = [
 
 #[cfg(test)]
 mod tests {
+    use axum_service::resources::CacheUrl;
     use proptest::prelude::*;
 
     use super::*;
@@ -539,6 +571,7 @@ mod tests {
             (&[], &[("Cache-Control", "public, max-age=60"), ("Set-Cookie", "a=1")]),
             (&[], &[MINUTE, ("Vary", "*")]),
             (&[], &[("Last-Modified", "Mon, 01 Jan 2001 00:00:00 GMT")]),
+            (&[], &[("Cache-Control", "immutable")]),
             // The crate would add this to a time.
             (&[], &[MINUTE, ("Age", "18446744073709551615")]),
             (&[("Cache-Control", "no-store")], &[MINUTE]),
@@ -550,6 +583,31 @@ mod tests {
         other.set_status(404).unwrap();
         assert!(Exchange::storable(&request(GET.0, GET.1, &[]), &other, now()).is_none());
         assert!(Exchange::storable(&request("HEAD", GET.1, &[]), &answer(&[MINUTE]), now()).is_none());
+    }
+
+    #[test]
+    fn a_header_that_decides_and_cannot_be_read_decides_against() {
+        for name in [CACHE_CONTROL, PRAGMA, VARY, EXPIRES, AGE] {
+            let mut answer = answer(&[MINUTE, ("Expires", "Wed, 01 Jan 2070 00:00:00 GMT")]);
+            // The crate passes over such a line, and with it over what else stands there.
+            answer.append_header(name.clone(), HeaderValue::from_bytes(b"private, \xe4").unwrap()).unwrap();
+            assert!(Exchange::storable(&request(GET.0, GET.1, &[]), &answer, now()).is_none(), "{name}");
+        }
+    }
+
+    #[test]
+    fn no_secret_of_a_request_can_be_read_in_an_entry_or_its_key() {
+        let asked = [("X-Api-Key", "hunter2")];
+        let exchange = stored(&asked, &[MINUTE, ("Vary", "X-Api-Key")]).unwrap();
+        assert_eq!(
+            (age(&exchange, &asked, 1), age(&exchange, &[("X-Api-Key", "other")], 1)),
+            (Some(1), None)
+        );
+        let bytes = encode(&exchange, b"").unwrap();
+        assert!(!bytes.windows(7).any(|seven| seven == b"hunter2"));
+        let cache = ResponseCache::new(Cache::open(CacheUrl::Memory, Duration::ZERO), "default");
+        let key = cache.key(&request("GET", "/a?token=hunter2", &[])).unwrap();
+        assert!(key.starts_with("edge-proxy:default:") && !key.contains("hunter2"), "{key}");
     }
 
     #[test]

@@ -348,7 +348,8 @@ impl Sources<'_> {
         match (self.environment)(name) {
             Some(raw) => match raw.into_string() {
                 Ok(text) => Ok(Some((name.to_owned(), text))),
-                Err(raw) => Err(format!("{name}={raw:?} is not Unicode")),
+                // Not what it is: there may be a password in it.
+                Err(_) => Err(format!("{name} is not Unicode")),
             },
             None => Ok(self.dotenv.get(name).map(|text| (format!(".env: {name}"), text.clone()))),
         }

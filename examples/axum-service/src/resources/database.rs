@@ -62,7 +62,9 @@ impl FromStr for DatabaseUrl {
 impl DatabaseUrl {
     /// The database in a file.
     pub fn file(path: &std::path::Path) -> Self {
-        Self::Sqlite(format!("sqlite:{}?mode=rwc", path.display()))
+        // A URL: these three would mean something else in it.
+        let path = path.display().to_string().replace('%', "%25").replace('?', "%3F").replace('#', "%23");
+        Self::Sqlite(format!("sqlite:{path}?mode=rwc"))
     }
 
     /// Whether it is in this process: there is no server to ask.
@@ -83,7 +85,10 @@ impl DatabaseUrl {
 impl fmt::Display for DatabaseUrl {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Sqlite(url) => f.write_str(url.split('?').next().unwrap_or(url)),
+            Self::Sqlite(url) => {
+                let path = url.split('?').next().unwrap_or(url);
+                f.write_str(&path.replace("%3F", "?").replace("%23", "#").replace("%25", "%"))
+            }
             Self::Postgres(options, _) => {
                 write!(f, "postgres://{}:{}", options.get_host(), options.get_port())?;
                 options.get_database().map_or(Ok(()), |name| write!(f, "/{name}"))

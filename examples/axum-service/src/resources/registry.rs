@@ -20,6 +20,8 @@ use tokio_util::task::TaskTracker;
 
 /// How long one announcement may take.
 const ANSWER: Duration = Duration::from_secs(2);
+/// How long an announcement under way is heard out when it is time to leave; the leaving needs some of the stage, too.
+const HEARD_OUT: Duration = Duration::from_millis(400);
 /// From one announcement to the next: a registry that has lost its memory hears of us again.
 const AGAIN: Duration = Duration::from_secs(15);
 /// After one that failed, doubled up to [`AGAIN`].
@@ -146,7 +148,7 @@ impl Registry {
         // First: an announcement that comes after the leaving would undo it.
         self.0.leaving.cancel();
         self.0.announcing.close();
-        self.0.announcing.wait().await;
+        let _ = timeout(HEARD_OUT, self.0.announcing.wait()).await;
         let left = self.ask(Method::DELETE, String::new()).await;
         left.map_err(|error| format!("not deregistered from {}: {error}", self.0.url).into())
     }

@@ -198,7 +198,12 @@ pub fn sentence(error: &(dyn Error + 'static)) -> String {
     let mut text = error.to_string();
     let mut cause = error.source();
     while let Some(error) = cause {
-        text += &format!(": {error}");
+        // Some say their cause themselves.
+        let why = error.to_string();
+        if !text.ends_with(&why) {
+            text += ": ";
+            text += &why;
+        }
         cause = error.source();
     }
     text

@@ -1,14 +1,17 @@
 //! Each resource broken in turn: the total holds, later stages run, the report names the culprit, the exit code is the
 //! documented one, and PostgreSQL keeps no connection.
 
+use std::path::PathBuf;
+use std::process::Command;
 use std::time::Duration;
 
 use rustix::process::Signal;
 use serde_json::Value;
 use shutdown_tests::PATIENCE;
 use shutdown_tests::backend::{Backend, Standing, WRITES_WAIT};
-use shutdown_tests::client::{Connection, status_until};
-use shutdown_tests::process::Stopwatch;
+use shutdown_tests::client::{Connection, post, status_until};
+use shutdown_tests::process::{Process, Stopwatch, binary};
+use shutdown_tests::servers::sqlite;
 
 /// Short enough to be waited for; the total is more than their sum.
 const BUDGETS: [(&str, &str); 7] = [
@@ -221,4 +224,62 @@ fn a_websocket_whose_client_never_answers_is_cut_and_named() {
     assert_eq!(ended.stage("websockets").0, "timed_out");
     ended.others_are_well(&["websockets"]);
     ended.no_connection_is_left();
+}
+
+#[test]
+fn on_a_full_disk_a_payment_is_refused_or_lasts_and_with_room_it_goes_on() {
+    let dir = tempfile::tempdir().expect("a temporary directory");
+    // A disk of its own, most of it taken.
+    let script = r#"mount -t tmpfs -o size=1m,mode=700 tmpfs "$1" && cd "$1" && head -c 524288 /dev/zero > ballast && exec "$0""#;
+    let mut command = Command::new("unshare");
+    command.args(["--user", "--map-root-user", "--mount", "sh", "-c", script]);
+    command.arg(binary("axum-service")).arg(dir.path());
+    command.env("AXUM_SERVICE_LISTEN", "127.0.0.1:0").env("AXUM_SERVICE_INTERVAL", "100ms");
+    for name in ["AXUM_SERVICE_ADMIN", "AXUM_SERVICE_REPORTS", "DATABASE_URL", "CACHE_URL", "REGISTRY_URL"] {
+        command.env_remove(name);
+    }
+    let mut process = Process::start(&mut command);
+    let addr = process.address("listening on ");
+    let asset = "A".repeat(500);
+    let pay = || post(addr, &format!("/payments?asset={asset}"), "").expect("it serves");
+    let mut ids = std::collections::BTreeSet::new();
+    let mut refused = 0;
+    while refused < 20 {
+        let answer = pay();
+        match answer.status {
+            201 => assert!(ids.insert(answer.json()["id"].as_i64().expect("an id")), "one id, two payments"),
+            500 => refused += 1,
+            _ => panic!("{answer:?}"),
+        }
+        assert!(ids.len() < 10_000, "the disk is never full");
+    }
+    let root = PathBuf::from(format!("/proc/{}/root", process.id()))
+        .join(dir.path().strip_prefix("/").expect("absolute"));
+    std::fs::remove_file(root.join("ballast")).expect("our ballast");
+    let begin = Stopwatch::start();
+    loop {
+        let answer = pay();
+        if answer.status == 201 {
+            ids.insert(answer.json()["id"].as_i64().expect("an id"));
+            break;
+        }
+        assert!(begin.elapsed() < PATIENCE, "it does not go on: {answer:?}");
+    }
+    // Its disk goes with it: a copy of the file and its log, while nobody writes.
+    process.signal(Signal::STOP);
+    let copy = tempfile::tempdir().expect("a temporary directory");
+    for file in ["axum-service.db", "axum-service.db-wal"] {
+        std::fs::copy(root.join(file), copy.path().join(file)).expect("its file");
+    }
+    process.signal(Signal::CONT);
+    let rows = sqlite(&copy.path().join("axum-service.db"), "SELECT id FROM payments ORDER BY id");
+    let rows: std::collections::BTreeSet<i64> = rows.lines().map(|row| row.parse().expect("an id")).collect();
+    assert_eq!(
+        ids.difference(&rows).collect::<Vec<_>>(),
+        Vec::<&i64>::new(),
+        "answered with 201 and not there"
+    );
+    println!("{} payments, {refused} refused, {} rows", ids.len(), rows.len());
+    process.signal(Signal::TERM);
+    assert_eq!(process.exit_code(PATIENCE), 0, "{}", process.stderr());
 }

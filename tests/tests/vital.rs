@@ -53,6 +53,16 @@ fn a_database_that_cannot_be_used_is_exit_code_1_and_a_wrong_url_is_2_each_with_
 }
 
 #[test]
+fn a_database_that_refuses_is_said_at_once_and_why() {
+    let gone =
+        std::net::TcpListener::bind("127.0.0.1:0").expect("a free port").local_addr().expect("bound").port();
+    let begin = Stopwatch::start();
+    let (code, line) = refused(&[("DATABASE_URL", &format!("postgres://127.0.0.1:{gone}/orders"))], "");
+    assert!(code == 1 && line.contains("Connection refused"), "{line}");
+    assert!(begin.elapsed() < Duration::from_secs(4), "{:?}", begin.elapsed());
+}
+
+#[test]
 fn a_broken_dotenv_is_exit_code_2_and_names_the_line() {
     let (code, line) = refused(&[], "A=1\n\nPASSWORD=very secret\n");
     assert!(code == 2 && line.contains(".env, line 3: not a NAME=value line"), "{code} {line}");

@@ -113,7 +113,7 @@ async fn run(
     let app = routes::router(shutdown).merge(service::router(service));
     let app = app.layer(ShutdownLayer::new(shutdown).named(name));
     tokio::spawn(Server::new(shutdown).serve(listener, app));
-    say(format_args!("listening on {address}"));
+    say(format_args!("listening on {address} (pid {})", std::process::id()));
     if let Some(registry) = registry {
         registry.announce(advertised);
     }

@@ -22,12 +22,11 @@ mod registry;
 use std::pin::pin;
 use std::time::Duration;
 
-use parking_lot::Mutex;
 use shutdown_core::{BoxError, StageContext};
-use tokio::time::{Instant, sleep, timeout_at};
+use tokio::time::{Instant, sleep, timeout, timeout_at};
 
 pub use cache::{Cache, CacheStage, CacheUrl, Statistics};
-pub use database::{Database, DatabaseUrl, OpenError, Schema, now_ms};
+pub use database::{Database, DatabaseUrl, OpenError, Schema, Transaction, now_ms};
 pub use registry::{Registry, RegistryUrl};
 
 /// From the cancelling of queries to the deadline: time for the server to hear of it, and for connections to end.
@@ -134,47 +133,63 @@ pub async fn close_database(database: Database, stage: StageContext) -> Result<(
         () = stage.token.cancelled() => (HURRIED, stage.deadline.min(Instant::now() + HURRIED)),
         () = sleep(patience) => (left, stage.deadline),
     };
-    // Beside the waiting: a query may still end by itself.
-    let cancelled = Mutex::new(Vec::new());
-    let asking = async {
-        if left > SHORT {
-            let asked = database.cancel_queries().await;
-            cancelled.lock().extend(asked?);
-            sleep(CANCELLED).await;
-        }
-        let ended = database.end_connections().await?;
-        cancelled.lock().extend(ended);
-        Ok::<_, BoxError>(())
-    };
-    let mut asked = None;
-    let mut asking = pin!(asking);
-    let closed = timeout_at(deadline - LAST_WORDS, async {
-        loop {
+    // Beside the waiting, because a query may still end by itself; and heard out, because it says which were cancelled.
+    let mut ending = Ending::default();
+    let in_time = timeout_at(deadline - LAST_WORDS, async {
+        let short = left <= SHORT;
+        let asking =
+            async { if short { database.end_connections().await } else { database.cancel_queries().await } };
+        tokio::pin!(asking);
+        while ending.asked.is_none() {
             tokio::select! {
-                biased;
-                () = &mut closing => return,
-                result = &mut asking, if asked.is_none() => asked = Some(result),
+                () = &mut closing, if !ending.closed => ending.closed = true,
+                asked = &mut asking => ending.asked = Some(asked),
             }
         }
+        if !ending.closed && !short && timeout(CANCELLED, &mut closing).await.is_ok() {
+            ending.closed = true;
+        }
+        if !ending.closed && !short {
+            ending.asked = Some(database.end_connections().await);
+        }
+        if !ending.closed {
+            closing.await;
+            ending.closed = true;
+        }
     });
-    let closed = closed.await.is_ok();
-    let mut cancelled = cancelled.lock().clone();
-    cancelled.dedup();
-    let open = database.connections();
-    match (closed, asked) {
-        (true, _) if cancelled.is_empty() => {
-            well();
-            Ok(())
-        }
-        (true, _) => Err(format!("cancelled what still ran: {}", cancelled.join("; ")).into()),
-        (false, Some(Err(error))) => {
-            Err(format!("{open} of {database}'s connections are still out: {error}").into())
-        }
-        (false, _) if database.url().is_embedded() => {
-            Err(format!("{open} connections to {database} still run a query").into())
-        }
-        (false, _) => {
-            Err(format!("{open} of {database}'s connections are still out: it does not answer").into())
+    // Late or not, what has been found out is written down.
+    let _ = in_time.await;
+    ending.verdict(&database, well)
+}
+
+/// What came of ending what still ran.
+#[derive(Default)]
+struct Ending {
+    closed: bool,
+    /// The queries that the server has cancelled, or why it could not be asked.
+    asked: Option<Result<Vec<String>, BoxError>>,
+}
+
+impl Ending {
+    fn verdict(self, database: &Database, well: impl FnOnce()) -> Result<(), BoxError> {
+        let open = database.connections();
+        match (self.closed, self.asked) {
+            (true, Some(Ok(cancelled))) if !cancelled.is_empty() => {
+                Err(format!("cancelled what still ran: {}", cancelled.join("; ")).into())
+            }
+            (true, _) => {
+                well();
+                Ok(())
+            }
+            (false, Some(Err(error))) => {
+                Err(format!("{open} of {database}'s connections are still out: {error}").into())
+            }
+            (false, _) if database.url().is_embedded() => {
+                Err(format!("{open} connections to {database} still run a query").into())
+            }
+            (false, _) => {
+                Err(format!("{open} of {database}'s connections are still out: it does not answer").into())
+            }
         }
     }
 }

@@ -138,7 +138,7 @@ async fn pay(State(service): State<Arc<Service>>, Query(order): Query<Order>) ->
     if !(1..=MOST).contains(&order.amount) {
         return Ok((StatusCode::BAD_REQUEST, format!("amount is 1 to {MOST}\n")).into_response());
     }
-    let mut transaction = service.database.pool().begin().await?;
+    let mut transaction = service.database.begin(service.database.pool()).await?;
     let id = sqlx::query_scalar::<_, i64>(
         "INSERT INTO payments (asset, amount, made) VALUES ($1, $2, $3) RETURNING id",
     )

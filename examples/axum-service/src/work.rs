@@ -161,7 +161,7 @@ impl Iterations {
 
 /// The payments that are in no ledger make the next one. (`WHERE true`: else SQLite takes ON CONFLICT for a join's.)
 async fn ledger(database: &Database) -> Result<(), sqlx::Error> {
-    let mut transaction = database.tasks().begin().await?;
+    let mut transaction = database.begin(database.tasks()).await?;
     // Two instances may close one at the same moment: the key decides, and the other one waits for its next turn.
     let closed = sqlx::query_scalar::<_, i64>(
         "INSERT INTO ledgers (sequence, closed) SELECT coalesce(max(sequence), 0) + 1, $1 FROM ledgers WHERE true \

@@ -319,7 +319,7 @@ impl Tables {
         let trims = added >= self.kept / 10;
 
         // Not kept prepared: there would be one of each length.
-        let mut transaction = self.database.tasks().begin().await?;
+        let mut transaction = self.database.begin(self.database.tasks()).await?;
         let text = insert(
             "INSERT INTO requests (at_ms, method, path, status, took_ms, upstream, cache)",
             rows.len(),

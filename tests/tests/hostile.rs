@@ -6,6 +6,7 @@ use std::sync::Mutex;
 use std::time::Duration;
 
 use rustix::process::{Resource, Rlimit, Signal, getrlimit, setrlimit};
+use serde_json::Value;
 use shutdown_tests::client::{get, status_until};
 use shutdown_tests::h2raw::PREFACE;
 use shutdown_tests::process::Stopwatch;
@@ -33,6 +34,8 @@ struct Load {
     closed: bool,
 }
 
+/// What the stages may take after it: less than one of their budgets.
+const STAGES: Duration = Duration::from_millis(1500);
 /// The drain's deadline in [`BUDGETS`].
 const DRAIN: Duration = Duration::from_secs(2);
 
@@ -153,6 +156,13 @@ fn enough_files() {
     }
 }
 
+/// When the drain was over, after the signal.
+fn drained(report: &Value) -> Duration {
+    let phases = report["phases"].as_array().expect("a report has phases");
+    let closing = phases.iter().find(|phase| phase["phase"] == "closing").expect("it came to the stages");
+    Duration::from_secs_f64(closing["start_ms"].as_f64().expect("a time") / 1000.0)
+}
+
 fn withstands(kind: Kind) {
     let _turn = TURN.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
     enough_files();
@@ -181,7 +191,10 @@ fn withstands(kind: Kind) {
         );
         // Without a request to wait for, the linger's end; thousands of connections take a moment to close.
         let (earliest, wanted_code) = if load.begins { (DRAIN - TOLERANCE, 11) } else { (Duration::ZERO, 0) };
-        assert!(gone >= earliest && gone <= DRAIN + TOLERANCE, "{}: gone after {gone:?}", load.name);
+        let drained = drained(&service.report());
+        assert!(drained >= earliest && drained <= DRAIN + TOLERANCE, "{}: drained {drained:?}", load.name);
+        // Then the stages: the edge proxy writes down each request that was cut.
+        assert!(gone <= drained + STAGES, "{}: gone after {gone:?}, drained {drained:?}", load.name);
         assert_eq!(code, wanted_code, "{}: {}", load.name, service.process.stderr());
         // Memory that is not given back would be taken again, whole, in every round. The first ones are for growing into:
         // the allocator reaches its plateau in about five.

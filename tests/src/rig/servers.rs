@@ -112,10 +112,13 @@ impl Kind {
         let line = line.to_ascii_lowercase();
         let alarming = ["panic", "error", "warn"].iter().any(|word| line.contains(word));
         let has = |parts: &[&str]| parts.iter().any(|part| line.contains(part));
-        !alarming || (self == Self::EdgeProxy && (has(&POOL) || (cut > 0 && has(&CUTS))))
+        !alarming || has(&STARVED) || (self == Self::EdgeProxy && (has(&POOL) || (cut > 0 && has(&CUTS))))
     }
 }
 
+/// What a server says that got no processor for seconds, as one of several on a single one may: in one restart of a hundred.
+/// What it lost by that is counted by its clients.
+const STARVED: [&str; 1] = ["a listener did not close in time"];
 /// What Pingora calls an error, in lower case, when the watcher of a pooled upstream connection holds it at that
 /// moment (`pingora-core` 0.9.1, `connectors/mod.rs`). It opens another one; no shutdown has a part in it.
 const POOL: [&str; 1] = ["failed to acquire reusable stream"];

@@ -145,13 +145,16 @@ async fn drain(run: &Run) {
     core.connections.awaited.drained().await;
 }
 
-/// Opens the state, if nobody has, and saves it at its interval, each time on another thread, until a shutdown begins:
+/// Opens the state, if nobody has or will, and saves it at its interval, each time on another thread, until a shutdown begins:
 /// a save that began late would take stage Persist's time. Never ends.
 #[cfg(all(unix, feature = "state"))]
 async fn save_now_and_then(core: &'static Core, executor: Executor, log: Log) {
     let saving = async {
         let Some(store) = core.state else { return };
-        executor.start_blocking("state", move || _ = store.open()).ended().await;
+        // Installed, `install` does so, and not before a stop signal would be a whole shutdown: until then nothing is written.
+        if matches!(executor, Executor::Tasks) {
+            executor.start_blocking("state", move || _ = store.open()).ended().await;
+        }
         let Some(every) = store.every() else { return };
         loop {
             tokio::time::sleep(every).await;

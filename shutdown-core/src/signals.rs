@@ -47,6 +47,8 @@ pub struct Signals {
 #[derive(Debug)]
 struct Claimed {
     number: i32,
+    /// Set by the handler, first of all.
+    came: Arc<AtomicBool>,
     /// While true the handler itself leaves with 128+n.
     leave: Arc<AtomicBool>,
     /// When it last counted.
@@ -91,10 +93,15 @@ impl Signals {
             if ignored.is_some_and(|mask| number > 0 && number <= 64 && (mask >> (number - 1)) & 1 == 1) {
                 continue;
             }
-            let leave = Arc::new(AtomicBool::new(true));
-            signal_hook::flag::register_conditional_shutdown(number, 128 + number, Arc::clone(&leave))
+            let (came, leave) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicBool::new(true)));
+            // In this order: a handler's actions run as they were registered, and `disarm` relies on it.
+            signal_hook::flag::register(number, Arc::clone(&came))
+                .and_then(|_| {
+                    let leave = Arc::clone(&leave);
+                    signal_hook::flag::register_conditional_shutdown(number, 128 + number, leave)
+                })
                 .map_err(|source| SignalsError::Register { number, source })?;
-            claimed.push(Claimed { number, leave, last: None });
+            claimed.push(Claimed { number, came, leave, last: None });
         }
         Ok(Self { claimed })
     }
@@ -128,14 +135,31 @@ pub(crate) struct Listening {
 }
 
 /// The handlers' own exit.
-pub(crate) struct Handlers(Vec<Arc<AtomicBool>>);
+pub(crate) struct Handlers(Vec<Handler>);
+
+struct Handler {
+    number: i32,
+    came: Arc<AtomicBool>,
+    leave: Arc<AtomicBool>,
+}
 
 impl Handlers {
-    /// From now on signals no longer end the process by themselves.
+    /// From now on signals no longer end the process by themselves. Does not return if one is about to.
+    ///
+    /// The exit of a handler on another thread takes a moment, in which this thread would go on and write:
+    ///
+    /// ```text
+    /// handler    came = true   leave is true: exit ……………………………… gone
+    /// here                                       leave = false   came is true: exit
+    /// ```
+    ///
+    /// SeqCst on all four: the handler sees `leave` false, or this sees `came` true.
     pub(crate) fn disarm(&self) {
-        for leave in &self.0 {
-            // SeqCst: read inside a signal handler; the strongest order costs nothing here.
-            leave.store(false, Ordering::SeqCst);
+        for handler in &self.0 {
+            handler.leave.store(false, Ordering::SeqCst);
+        }
+        if let Some(handler) = self.0.iter().find(|handler| handler.came.load(Ordering::SeqCst)) {
+            signal_hook::low_level::exit(128 + handler.number);
         }
     }
 }
@@ -143,7 +167,12 @@ impl Handlers {
 impl Listening {
     /// The handlers' own exit, to be disarmed once this is heard.
     pub(crate) fn handlers(&self) -> Handlers {
-        Handlers(self.claimed.iter().map(|claimed| Arc::clone(&claimed.leave)).collect())
+        let handler = |claimed: &Claimed| Handler {
+            number: claimed.number,
+            came: Arc::clone(&claimed.came),
+            leave: Arc::clone(&claimed.leave),
+        };
+        Handlers(self.claimed.iter().map(handler).collect())
     }
 
     /// Hands signals to the driver for ever.

@@ -107,12 +107,7 @@ fn of_program(program: &Program, page: &Page) -> Vec<String> {
         problems.push(format!("{name}: SHUTDOWN_GRACE_PERIOD is {said}, {grace_name} is {}", shown(*grace)));
     }
 
-    // Every stage in use that the program can have; companions where it is told of one.
-    let stages =
-        Stage::GIVEN.into_iter().filter(|stage| *stage != Stage::Companions || program.has_companions);
-    let builder = ShutdownCoordinator::builder().config(config.clone());
-    let plan = stages.fold(builder, |builder, stage| builder.stage_task(stage, "in use", async |_| Ok(())));
-    match plan.plan() {
+    match in_use(&config, program.has_companions) {
         Err(error) => problems.push(format!("{name}: {error}")),
         Ok(plan) if plan.worst_case() > plan.total => problems.push(format!(
             "{name}: SHUTDOWN_TOTAL_TIMEOUT {} is below the sum of all budgets, {}: some stage has no room",

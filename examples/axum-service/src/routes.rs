@@ -57,10 +57,11 @@ async fn events(State(shutdown): State<ShutdownCoordinator>) -> Result<impl Into
     Ok((Extension(session), [(header::CONTENT_TYPE, "text/event-stream")], body))
 }
 
+/// How long an answer takes.
 #[derive(Deserialize)]
-struct Timing {
+pub(crate) struct Timing {
     #[serde(default = "Timing::two_seconds")]
-    ms: u64,
+    pub(crate) ms: u64,
 }
 
 impl Timing {

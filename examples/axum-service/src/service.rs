@@ -28,6 +28,7 @@ use shutdown_core::ShutdownCoordinator;
 use sqlx::Row;
 use tokio::sync::broadcast::error::RecvError;
 
+use crate::routes::Timing;
 use crate::work::{Counters, Live};
 
 /// The tables.
@@ -172,18 +173,6 @@ async fn forget(State(service): State<Arc<Service>>, Path(id): Path<i64>) -> Res
         sqlx::query("DELETE FROM payments WHERE id = $1").bind(id).execute(service.database.pool()).await?;
     service.cache.invalidate(Payment::key(id));
     Ok(if deleted.rows_affected() > 0 { StatusCode::NO_CONTENT } else { StatusCode::NOT_FOUND })
-}
-
-#[derive(Deserialize)]
-struct Timing {
-    #[serde(default = "Timing::two_seconds")]
-    ms: u64,
-}
-
-impl Timing {
-    fn two_seconds() -> u64 {
-        2000
-    }
 }
 
 /// Uses the database to its last line.

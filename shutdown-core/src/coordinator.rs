@@ -270,7 +270,7 @@ impl Core {
                 tasks: planned
                     .tasks
                     .into_iter()
-                    .map(|name| TaskReport { name, outcome: Outcome::Skipped, detail: None, elapsed_ms: 0.0 })
+                    .map(|name| TaskReport::new(name, Outcome::Skipped, 0.0))
                     .collect(),
             })
             .collect()

@@ -105,9 +105,9 @@ pub use plan::{
 };
 pub use reason::{Reason, Requested, SignalReceived, Urgency};
 pub use report::{
-    CUT_LISTED, ConnectionsReport, CutRequest, CutSession, EXIT_CLEAN, EXIT_CUT, EXIT_STAGE, Outcome,
-    PhaseReport, RequestsReport, SCHEMA, SessionsReport, ShutdownReport, SignalReport, StageReport,
-    TaskReport,
+    CUT_LISTED, ConnectionsReport, CutRequest, CutSession, EXIT_CLEAN, EXIT_CUT, EXIT_STAGE, NOTES_LISTED,
+    Outcome, PhaseReport, RequestsReport, SCHEMA, SessionsReport, ShutdownReport, SignalReport, StageReport,
+    TaskNote, TaskReport,
 };
 pub use sessions::{Session, Told};
 #[cfg(all(unix, feature = "signals"))]

@@ -4,6 +4,7 @@
 //! says `timed_out`. So a snapshot taken at any moment, by the watchdog for example, is already true.
 
 use std::borrow::Cow;
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
@@ -77,6 +78,53 @@ pub struct TaskReport {
     pub detail: Option<String>,
     /// From the stage's start to its end, in milliseconds.
     pub elapsed_ms: f64,
+    /// What it has written down with [`StageContext::note`](crate::StageContext::note): the first [`NOTES_LISTED`].
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub notes: Vec<TaskNote>,
+}
+
+impl TaskReport {
+    /// A task without detail and notes.
+    pub(crate) fn new(name: Cow<'static, str>, outcome: Outcome, elapsed_ms: f64) -> Self {
+        Self { name, outcome, detail: None, elapsed_ms, notes: Vec::new() }
+    }
+}
+
+/// How many notes of a task a report lists.
+pub const NOTES_LISTED: usize = 100;
+
+/// What became of one of the things a stage task is about: a peer, an interface, a process.
+///
+/// ```
+/// use shutdown_core::TaskNote;
+///
+/// let note = TaskNote::new("10.0.0.2:7946", "acknowledged").with("sends", 2.0).with("after_ms", 51.3);
+/// assert_eq!(note.numbers["sends"], 2.0);
+/// ```
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[non_exhaustive]
+pub struct TaskNote {
+    /// The thing.
+    pub subject: String,
+    /// What became of it, in a word or two.
+    pub outcome: String,
+    /// Numbers with their unit in the name; in JSON they stand beside the two above.
+    #[serde(flatten)]
+    pub numbers: BTreeMap<Cow<'static, str>, f64>,
+}
+
+impl TaskNote {
+    /// What became of this.
+    pub fn new(subject: impl Into<String>, outcome: impl Into<String>) -> Self {
+        Self { subject: subject.into(), outcome: outcome.into(), numbers: BTreeMap::new() }
+    }
+
+    /// With a number more.
+    #[must_use]
+    pub fn with(mut self, name: &'static str, value: f64) -> Self {
+        self.numbers.insert(name.into(), value);
+        self
+    }
 }
 
 /// One stage.
@@ -353,9 +401,16 @@ mod tests {
             uid: Some(0),
         });
         report.stages.push(stage(Outcome::TimedOut));
+        let mut task = TaskReport::new("notices".into(), Outcome::Ok, 3.5);
+        task.notes.push(TaskNote::new("10.0.0.2:7946", "acknowledged").with("sends", 2.0));
+        report.stages[0].tasks.push(task);
         report.requests.cut_requests.push(CutRequest { route: "GET /never".into(), age_ms: 2.5 });
         let json = serde_json::to_string(&report).unwrap();
         assert_eq!(serde_json::from_str::<ShutdownReport>(&json).unwrap(), report);
+        assert!(
+            json.contains(r#"{"subject":"10.0.0.2:7946","outcome":"acknowledged","sends":2.0}"#),
+            "{json}"
+        );
         assert!(json.contains(r#""outcome":"timed_out""#) && json.contains(r#""kind":"signal""#), "{json}");
     }
 }

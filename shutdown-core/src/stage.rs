@@ -7,6 +7,7 @@ use std::borrow::Cow;
 use std::future::Future;
 use std::sync::Arc;
 
+use parking_lot::Mutex;
 use tokio::runtime::Handle;
 use tokio::sync::oneshot;
 use tokio::time::Instant;
@@ -15,7 +16,7 @@ use tokio_util::sync::CancellationToken;
 use crate::error::BoxError;
 use crate::latch::Latch;
 use crate::log::Log;
-use crate::report::Outcome;
+use crate::report::{NOTES_LISTED, Outcome, TaskNote};
 use crate::unwind::{BoxFuture, catch_panic};
 
 /// What a stage task is given.
@@ -28,12 +29,34 @@ pub struct StageContext {
     /// task is dropped.
     pub token: CancellationToken,
     pub(crate) log: Log,
+    notes: Notes,
 }
+
+/// What one stage task has written down.
+type Notes = Arc<Mutex<Vec<TaskNote>>>;
 
 impl StageContext {
     /// What a stage of this deadline gives its tasks: for tests of a stage task by itself. Lines are logged at once.
     pub fn new(deadline: Instant, token: CancellationToken) -> Self {
-        Self { deadline, token, log: Log::Inline }
+        Self::with_log(deadline, token, Log::Inline)
+    }
+
+    pub(crate) fn with_log(deadline: Instant, token: CancellationToken, log: Log) -> Self {
+        Self { deadline, token, log, notes: Notes::default() }
+    }
+
+    /// Writes into the report what became of one of the things the task is about; the first [`NOTES_LISTED`] are kept, so
+    /// begin with what went wrong. What is noted counts also when the task fails or is aborted.
+    pub fn note(&self, note: TaskNote) {
+        let mut notes = self.notes.lock();
+        if notes.len() < NOTES_LISTED {
+            notes.push(note);
+        }
+    }
+
+    /// What has been noted so far.
+    pub fn notes(&self) -> Vec<TaskNote> {
+        self.notes.lock().clone()
     }
 
     /// Writes a log line behind the coordinator's own, so that all are in order. Installed, a thread of its own writes
@@ -103,6 +126,7 @@ pub(crate) struct Running {
     done: oneshot::Receiver<Finish>,
     abort: CancellationToken,
     finish: Option<Finish>,
+    notes: Notes,
 }
 
 /// How a stage task ended, and why.
@@ -130,6 +154,8 @@ impl Finish {
 impl Executor {
     /// Starts a stage task. The call to the closure itself is inside the task, too: it may panic or block.
     pub(crate) fn start(&self, name: Cow<'static, str>, task: StageFn, context: StageContext) -> Running {
+        let notes = Notes::default();
+        let context = StageContext { notes: Arc::clone(&notes), ..context };
         let (send, done) = oneshot::channel();
         let abort = CancellationToken::new();
         let aborted = abort.clone();
@@ -175,7 +201,7 @@ impl Executor {
                 }
             }
         }
-        Running { name, done, abort, finish: None }
+        Running { name, done, abort, finish: None, notes }
     }
 }
 
@@ -214,6 +240,11 @@ impl Running {
             self.finish = self.done.try_recv().ok();
         }
         self.finish.as_ref()
+    }
+
+    /// What it has written down so far.
+    pub(crate) fn notes(&self) -> Vec<TaskNote> {
+        self.notes.lock().clone()
     }
 
     /// Drops the task's future at its next `.await`.

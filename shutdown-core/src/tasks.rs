@@ -232,16 +232,12 @@ impl Tasks {
         let since = |at: Instant| ms(at.saturating_duration_since(start).max(Duration::ZERO));
         let state = self.state.lock();
         let ended = state.ended.iter().map(|ended| TaskReport {
-            name: ended.name.clone(),
-            outcome: ended.outcome,
             detail: ended.detail.clone(),
-            elapsed_ms: since(ended.at),
+            ..TaskReport::new(ended.name.clone(), ended.outcome, since(ended.at))
         });
         let alive = state.alive.iter().map(|(_, alive)| TaskReport {
-            name: alive.name.clone(),
-            outcome: Outcome::TimedOut,
             detail: alive.aborted.then(|| "aborted, but it does not reach an await".to_owned()),
-            elapsed_ms: since(now),
+            ..TaskReport::new(alive.name.clone(), Outcome::TimedOut, since(now))
         });
         ended.chain(alive).collect()
     }

@@ -11,7 +11,7 @@ use proptest::prelude::*;
 use shutdown_core::{
     AddStageTaskError, BoxError, Builder, Outcome, PERSIST_RESERVE, Phase, REPORT_RESERVE, Reason,
     STAGE_RESERVE, ShutdownConfig, ShutdownCoordinator, ShutdownReport, ShuttingDown, Stage, StageContext,
-    StageReport, Urgency,
+    StageReport, TaskNote, Urgency,
 };
 use tokio::time::{Instant, sleep, timeout};
 
@@ -312,6 +312,28 @@ async fn hooks_before_run_first_and_hooks_after_run_though_a_task_failed() {
     let names: Vec<_> = ends(&report, "cache").into_iter().map(|(name, _)| name).collect();
     assert_eq!(names, ["after count", "after log", "flush", "before pause", "before fence"]);
     assert_eq!(stage(&report, "cache").outcome, Outcome::Failed);
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_a_task_has_noted_is_its_own_and_stays_when_it_fails_or_is_aborted() {
+    let noting = |subject: &'static str, hangs: bool| {
+        move |stage: StageContext| async move {
+            stage.note(TaskNote::new(subject, "heard").with("sends", 2.0));
+            if hangs {
+                pending::<()>().await;
+            }
+            Err::<(), BoxError>("for another reason".into())
+        }
+    };
+    let builder = ShutdownCoordinator::builder()
+        .stage_task(Stage::Departure, "fails", noting("peer 1", false))
+        .stage_task(Stage::Departure, "hangs", noting("peer 2", true));
+    let (report, _) = stop(builder).await;
+    let departure = stage(&report, "departure");
+    let noted: Vec<_> =
+        departure.tasks.iter().map(|task| (task.outcome, task.notes[0].subject.as_str())).collect();
+    assert_eq!(noted, [(Outcome::Failed, "peer 1"), (Outcome::TimedOut, "peer 2")]);
+    assert_eq!(departure.tasks[0].notes, [TaskNote::new("peer 1", "heard").with("sends", 2.0)]);
 }
 
 #[tokio::test(start_paused = true)]

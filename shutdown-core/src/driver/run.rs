@@ -338,7 +338,7 @@ impl Run {
         let report = Arc::clone(report);
         let deadline = (self.began + self.core.config.total - LEAVE).max(Instant::now() + WRITE);
         let (token, log) = (tokio_util::sync::CancellationToken::new(), self.log.clone());
-        let context = crate::stage::StageContext { deadline, token, log };
+        let context = crate::stage::StageContext::with_log(deadline, token, log);
         let task = crate::stage::boxed(move |_| async move { Ok(files.write(&report)?) });
         let mut written = self.executor.start("report".into(), task, context);
         let error = match timeout_at(deadline, written.ended()).await {

@@ -64,8 +64,7 @@ impl Run {
             return;
         }
         let token = CancellationToken::new();
-        let (deadline, log) = (self.began + deadline, self.log.clone());
-        let context = StageContext { deadline, token: token.clone(), log };
+        let context = StageContext::with_log(self.began + deadline, token.clone(), self.log.clone());
         let mut work = StageRun { run: self, stage, start, context, units, running: Vec::new(), cut: (0, 0) };
         let tell = given.saturating_sub(TOKEN_GRACE.min(given / 10));
         let half = self.began + start + given / 2;
@@ -117,11 +116,8 @@ impl Run {
         plan: &Plan,
     ) {
         let names: Vec<_> = units.iter().map(|unit| unit.name.clone()).chain(background).collect();
-        let tasks: Vec<_> = names
-            .iter()
-            .cloned()
-            .map(|name| TaskReport { name, outcome: Outcome::TimedOut, detail: None, elapsed_ms: ms(given) })
-            .collect();
+        let tasks: Vec<_> =
+            names.iter().cloned().map(|name| TaskReport::new(name, Outcome::TimedOut, ms(given))).collect();
         let count = tasks.len();
         self.draft(|draft| {
             draft.current_stage = Some(stage);
@@ -202,13 +198,10 @@ fn log_stage(report: &StageReport, elapsed_ms: f64) {
 
 fn sessions_report((sessions, left_behind): (u64, u64), elapsed_ms: f64) -> TaskReport {
     let cut = sessions + left_behind > 0;
-    TaskReport {
-        name: Core::SESSIONS.into(),
-        outcome: if cut { Outcome::TimedOut } else { Outcome::Ok },
-        detail: cut
-            .then(|| format!("cut: {sessions} sessions, {left_behind} connections kept for ended ones")),
-        elapsed_ms,
-    }
+    let outcome = if cut { Outcome::TimedOut } else { Outcome::Ok };
+    let detail =
+        cut.then(|| format!("cut: {sessions} sessions, {left_behind} connections kept for ended ones"));
+    TaskReport { detail, ..TaskReport::new(Core::SESSIONS.into(), outcome, elapsed_ms) }
 }
 
 fn last_stage(draft: &mut Draft, stage: Stage) -> &mut StageReport {
@@ -310,7 +303,8 @@ impl StageRun<'_> {
                     }
                 };
                 let elapsed_ms = ms(at.saturating_duration_since(start));
-                TaskReport { name: running.name.clone(), outcome, detail, elapsed_ms }
+                let report = TaskReport::new(running.name.clone(), outcome, elapsed_ms);
+                TaskReport { detail, notes: running.notes(), ..report }
             })
             .collect();
         match self.stage {

@@ -68,8 +68,11 @@ mod log;
 mod loom_tests;
 #[cfg(feature = "net")]
 pub mod net;
+#[cfg(feature = "peers")]
+pub mod peers;
 mod phase;
 mod plan;
+mod random;
 mod reason;
 mod report;
 mod sessions;

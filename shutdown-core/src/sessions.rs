@@ -20,6 +20,7 @@ use crate::coordinator::Core;
 use crate::error::ShuttingDown;
 use crate::inflight::{NamedRequestGuard, Registry, Tracker};
 use crate::latch::{Latch, Wait};
+use crate::random::fraction;
 
 /// However wide the window, sessions are told at least this often: 200 a second.
 const SLOWEST: Duration = Duration::from_millis(5);
@@ -59,14 +60,6 @@ impl Pace {
         let slot = self.interval.as_secs_f64() * (turn as f64 + fraction(turn ^ self.seed));
         self.start + Duration::try_from_secs_f64(slot).unwrap_or(Duration::MAX).min(self.window)
     }
-}
-
-/// A number in 0..1 that looks random (the finalizer of splitmix64).
-fn fraction(of: u64) -> f64 {
-    let mut bits = of.wrapping_add(0x9E37_79B9_7F4A_7C15);
-    bits = (bits ^ (bits >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
-    bits = (bits ^ (bits >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
-    (bits ^ (bits >> 31)) as f64 / u64::MAX as f64
 }
 
 impl Sessions {

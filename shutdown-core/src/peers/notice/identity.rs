@@ -1,0 +1,119 @@
+//! Who speaks: what every notice of this run has in common, and how many there were.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+
+use serde::Serialize;
+
+use crate::peers::id::{Id, Incarnation};
+use crate::peers::notice::wire::Refusal;
+use crate::peers::registry::canonical;
+
+/// This node, as its notices name it. Clones are the same node: they share the numbering and the counts.
+#[derive(Clone, Debug)]
+pub struct Identity {
+    pub(crate) node: Id,
+    pub(crate) cluster: Id,
+    pub(crate) incarnation: Incarnation,
+    pub(crate) endpoints: Arc<[SocketAddr]>,
+    run: Arc<Run>,
+}
+
+#[derive(Debug, Default)]
+struct Run {
+    seq: AtomicU64,
+    leaving: AtomicBool,
+    sent: AtomicU64,
+    acknowledged: AtomicU64,
+    received: AtomicU64,
+    answered: AtomicU64,
+    refused: [AtomicU64; Refusal::ALL.len()],
+}
+
+/// How many notices there were, both ways.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+#[non_exhaustive]
+pub struct NoticeCounts {
+    /// Datagrams sent, repetitions included.
+    pub sent: u64,
+    /// Peers that have acknowledged one of our notices, once for each notice.
+    pub acknowledged: u64,
+    /// Notices that came and passed every check, repetitions included.
+    pub received: u64,
+    /// Acknowledgements sent.
+    pub answered: u64,
+    /// Datagrams refused, whatever the cause.
+    pub refused: u64,
+}
+
+impl Identity {
+    /// The node of this name in the cluster of this name, in this run of it. `endpoints` are the addresses that others may
+    /// know it by: where it serves, where it hears notices; the first eight are told.
+    pub fn new(node: &str, cluster: &str, incarnation: Incarnation, endpoints: Vec<SocketAddr>) -> Self {
+        Self {
+            node: Id::of(node),
+            cluster: Id::of(cluster),
+            incarnation,
+            endpoints: endpoints.into_iter().map(canonical).collect(),
+            run: Arc::default(),
+        }
+    }
+
+    /// Which node this is.
+    pub fn node(&self) -> Id {
+        self.node
+    }
+
+    /// The counts so far.
+    pub fn counts(&self) -> NoticeCounts {
+        let run = &self.run;
+        let load = |count: &AtomicU64| count.load(Ordering::Relaxed);
+        NoticeCounts {
+            sent: load(&run.sent),
+            acknowledged: load(&run.acknowledged),
+            received: load(&run.received),
+            answered: load(&run.answered),
+            refused: run.refused.iter().map(load).sum(),
+        }
+    }
+
+    /// How many datagrams were refused for each cause.
+    pub fn refused(&self) -> impl Iterator<Item = (Refusal, u64)> + '_ {
+        let load = |cause| self.run.refused[cause as usize].load(Ordering::Relaxed);
+        Refusal::ALL.into_iter().map(move |cause| (cause, load(cause)))
+    }
+
+    pub(crate) fn next_seq(&self) -> u64 {
+        self.run.seq.fetch_add(1, Ordering::Relaxed) + 1
+    }
+
+    /// From here on nobody is told that this node stays.
+    pub(crate) fn leave(&self) {
+        self.run.leaving.store(true, Ordering::Relaxed);
+    }
+
+    pub(crate) fn leaves(&self) -> bool {
+        self.run.leaving.load(Ordering::Relaxed)
+    }
+
+    pub(crate) fn note_sent(&self) {
+        self.run.sent.fetch_add(1, Ordering::Relaxed);
+    }
+
+    pub(crate) fn note_acknowledged(&self) {
+        self.run.acknowledged.fetch_add(1, Ordering::Relaxed);
+    }
+
+    pub(crate) fn note_received(&self) {
+        self.run.received.fetch_add(1, Ordering::Relaxed);
+    }
+
+    pub(crate) fn note_answered(&self) {
+        self.run.answered.fetch_add(1, Ordering::Relaxed);
+    }
+
+    pub(crate) fn note_refused(&self, cause: Refusal) {
+        self.run.refused[cause as usize].fetch_add(1, Ordering::Relaxed);
+    }
+}

@@ -1,0 +1,111 @@
+//! Hears notices on a UDP socket and answers them.
+
+use std::io;
+use std::net::SocketAddr;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use socket2::{Domain, Protocol, Socket, Type};
+use tokio::net::UdpSocket;
+
+use crate::peers::notice::identity::Identity;
+use crate::peers::notice::inbox::{Heard, Inbox};
+use crate::peers::notice::keys::Keys;
+use crate::peers::notice::wire::{Kind, MOST_BYTES};
+use crate::peers::registry::{Effect, PeerRegistry};
+
+/// What is asked of the system for the buffers of a socket. Linux's default holds 256 small datagrams, fewer than a cluster
+/// may send at once; it gives at most `net.core.rmem_max` (`wmem_max`), twice.
+pub(super) const BUFFER: usize = 4 * 1024 * 1024;
+/// After an error of the socket's own.
+const PAUSE: Duration = Duration::from_millis(100);
+
+/// Opens a socket to hear notices on: for one process alone, with buffers for many at once. IPv6 means IPv6 only.
+///
+/// # Errors
+///
+/// What the system said; another process that listens there is [`io::ErrorKind::AddrInUse`].
+pub fn bind(addr: SocketAddr) -> io::Result<std::net::UdpSocket> {
+    let socket = Socket::new(Domain::for_address(addr), Type::DGRAM, Some(Protocol::UDP))?;
+    if addr.is_ipv6() {
+        socket.set_only_v6(true)?;
+    }
+    // Smaller ones work as well; a burst may then be heard at its repetition.
+    let _ = socket.set_recv_buffer_size(BUFFER);
+    let _ = socket.set_send_buffer_size(BUFFER);
+    socket.set_nonblocking(true)?;
+    // Neither SO_REUSEADDR nor SO_REUSEPORT: with the one the last to come would take all, with the other each a share.
+    socket.bind(&addr.into())?;
+    Ok(socket.into())
+}
+
+/// Hears notices until it is dropped.
+#[derive(Debug)]
+#[must_use = "nothing is heard while it does not run"]
+pub struct Receiver {
+    socket: std::net::UdpSocket,
+    inbox: Inbox,
+}
+
+impl Receiver {
+    /// Hears for this node on a socket of [`bind`]. What was sent before this moment is refused.
+    pub fn new(socket: std::net::UdpSocket, identity: Identity, keys: Keys, peers: PeerRegistry) -> Self {
+        Self { socket, inbox: Inbox::new(identity, keys, peers, unix_ms()) }
+    }
+
+    /// Hears and answers. Give it a thread of its own where a flood of forged datagrams must not slow down anything else: each
+    /// costs a system call and, if it looks like one of ours, a MAC.
+    ///
+    /// # Errors
+    ///
+    /// The socket cannot be used; else it does not end.
+    ///
+    /// # Cancel safety
+    ///
+    /// Cancel safe: a notice whose acknowledgement was not sent is sent again.
+    pub async fn run(self) -> io::Result<std::convert::Infallible> {
+        let Self { socket, inbox } = self;
+        let socket = UdpSocket::from_std(socket)?;
+        // One byte more than any notice has: a longer datagram is cut by the system, and would else pass for a shorter one.
+        let mut buffer = [0; MOST_BYTES + 1];
+        loop {
+            match socket.recv_from(&mut buffer).await {
+                Ok((length, from)) => {
+                    let Ok(heard) = inbox.receive(&buffer[..length], from, unix_ms()) else { continue };
+                    log(&heard, from);
+                    // An answer that does not leave now is given again at the repetition.
+                    if heard.answer.is_some_and(|answer| socket.try_send_to(&answer, from).is_ok()) {
+                        inbox.note_answered();
+                    }
+                }
+                Err(error) => {
+                    tracing::debug!(target: "shutdown", %error, "hearing notices");
+                    tokio::time::sleep(PAUSE).await;
+                }
+            }
+        }
+    }
+}
+
+fn log(heard: &Heard, from: SocketAddr) {
+    let notice = &heard.notice;
+    let (peer, incarnation) = (notice.node, notice.incarnation);
+    match heard.effect {
+        Effect::Departed => {
+            let (why, drain_ms) = (notice.why, notice.drain_ms);
+            tracing::info!(target: "shutdown", %peer, %from, incarnation, %why, drain_ms, "a peer leaves: no new requests to it");
+        }
+        Effect::Returned => {
+            tracing::info!(target: "shutdown", %peer, %from, incarnation, "a peer is back: it is sent requests again");
+        }
+        Effect::Noted if notice.kind == Kind::Leaving => {
+            tracing::debug!(target: "shutdown", %peer, %from, incarnation, "a node leaves that was sent no requests");
+        }
+        _ => {}
+    }
+}
+
+/// The time of day; 0 before 1970.
+pub(super) fn unix_ms() -> u64 {
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    u64::try_from(now.as_millis()).unwrap_or(u64::MAX)
+}

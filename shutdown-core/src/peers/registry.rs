@@ -150,6 +150,8 @@ struct Table {
     next: u64,
     by_id: HashMap<Id, u64>,
     by_addr: HashMap<SocketAddr, u64>,
+    /// How many entries may be sent requests.
+    routable: u64,
     /// Departures of routable peers, the oldest first: when, and whose.
     recent: VecDeque<(u64, u64)>,
     /// Until when the guard has spoken.
@@ -542,6 +544,7 @@ impl Table {
     fn add(&mut self, entry: Entry) -> u64 {
         let key = self.next;
         self.next += 1;
+        self.routable += u64::from(entry.routable());
         self.entries.insert(key, entry);
         key
     }
@@ -564,7 +567,9 @@ impl Table {
     /// Changes an entry, and where it is found.
     fn update(&mut self, key: u64, change: impl FnOnce(&mut Entry)) {
         let Some(entry) = self.entries.get_mut(&key) else { return };
+        self.routable -= u64::from(entry.routable());
         change(entry);
+        self.routable += u64::from(entry.routable());
         if let Some(id) = entry.id {
             self.by_id.entry(id).or_insert(key);
         }
@@ -594,6 +599,7 @@ impl Table {
     /// Makes one entry of two: `other`, of which only addresses are known, goes into `key`.
     fn merge(&mut self, key: u64, other: u64) {
         let Some(gone) = self.entries.remove(&other) else { return };
+        self.routable -= u64::from(gone.routable());
         self.by_addr.retain(|_, at| *at != other);
         self.update(key, |entry| {
             entry.configured = entry.configured.or(gone.configured);
@@ -621,8 +627,7 @@ impl Table {
         // Those that are back do not count any more.
         self.recent.retain(|(_, key)| entries.get(key).is_some_and(Entry::has_left));
         let left = self.recent.len() as u64;
-        let routable = self.entries.values().filter(|entry| entry.routable()).count() as u64;
-        let most = (routable + left) * u64::from(100 - percent) / 100;
+        let most = (self.routable + left) * u64::from(100 - percent) / 100;
         left < most.max(1)
     }
 

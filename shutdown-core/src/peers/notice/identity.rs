@@ -3,11 +3,12 @@
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::Duration;
 
 use serde::Serialize;
 
 use crate::peers::id::{Id, Incarnation};
-use crate::peers::notice::wire::Refusal;
+use crate::peers::notice::wire::{Kind, Notice, Refusal, Why};
 use crate::peers::registry::canonical;
 
 /// This node, as its notices name it. Clones are the same node: they share the numbering and the counts.
@@ -15,8 +16,8 @@ use crate::peers::registry::canonical;
 pub struct Identity {
     pub(crate) node: Id,
     pub(crate) cluster: Id,
-    pub(crate) incarnation: Incarnation,
-    pub(crate) endpoints: Arc<[SocketAddr]>,
+    incarnation: Incarnation,
+    endpoints: Arc<[SocketAddr]>,
     run: Arc<Run>,
 }
 
@@ -84,13 +85,35 @@ impl Identity {
         Refusal::ALL.into_iter().map(move |cause| (cause, load(cause)))
     }
 
-    pub(crate) fn next_seq(&self) -> u64 {
-        self.run.seq.fetch_add(1, Ordering::Relaxed) + 1
+    /// The notice that this node leaves; from here on nobody is told that it stays. `drain` is how long requests under way
+    /// still have.
+    pub fn leaving(&self, why: Why, drain: Duration) -> Notice {
+        self.run.leaving.store(true, Ordering::Relaxed);
+        let drain_ms = u32::try_from(drain.as_millis()).unwrap_or(u32::MAX);
+        Notice { why, drain_ms, ..self.notice(Kind::Leaving) }
     }
 
-    /// From here on nobody is told that this node stays.
-    pub(crate) fn leave(&self) {
-        self.run.leaving.store(true, Ordering::Relaxed);
+    /// The notice that this node is there.
+    pub fn returning(&self) -> Notice {
+        self.notice(Kind::Return)
+    }
+
+    /// The next one; an [`Outbox`](super::Outbox) fills in what differs from one attempt to the next.
+    fn notice(&self, kind: Kind) -> Notice {
+        Notice {
+            kind,
+            ack_wanted: true,
+            restarting: false,
+            why: Why::Unsaid,
+            attempt: 0,
+            incarnation: self.incarnation.get(),
+            seq: self.run.seq.fetch_add(1, Ordering::Relaxed) + 1,
+            sent_at: 0,
+            drain_ms: 0,
+            node: self.node,
+            cluster: self.cluster,
+            endpoints: self.endpoints.to_vec(),
+        }
     }
 
     pub(crate) fn leaves(&self) -> bool {

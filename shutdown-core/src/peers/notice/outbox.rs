@@ -11,6 +11,7 @@ use std::time::Duration;
 use crate::peers::id::Id;
 use crate::peers::notice::keys::Keys;
 use crate::peers::notice::wire::{Ack, Kind, Notice};
+use crate::peers::registry::{Peer, PeerRegistry, PeerState};
 use crate::random::fraction;
 
 /// When all that have not acknowledged are told again, each up to a fifth earlier or later: senders that began at the same
@@ -67,6 +68,17 @@ pub struct Letter {
 }
 
 impl Outbox {
+    /// `notice` to every peer that hears notices, those first that were heard from. Who has left is not told that somebody
+    /// leaves; it is told that somebody is back, because a departure that only the state knows of may be over.
+    pub fn to_peers(notice: Notice, keys: Keys, peers: &PeerRegistry, now_ms: u64) -> Self {
+        let mut peers = peers.peers(now_ms);
+        let has_left = |peer: &Peer| matches!(peer.state, PeerState::Draining | PeerState::Departed);
+        peers.retain(|peer| notice.kind == Kind::Return || !has_left(peer));
+        peers.sort_by_key(|peer| peer.state != PeerState::Up);
+        let recipient = |peer: Peer| Some(Recipient { addr: peer.notices?, id: peer.id });
+        Self::new(notice, keys, peers.into_iter().filter_map(recipient).collect())
+    }
+
     /// `notice` to these peers, in this order. What differs from one attempt to the next is filled in.
     pub fn new(notice: Notice, keys: Keys, recipients: Vec<Recipient>) -> Self {
         let letter = |to| Letter { to, sends: 0, acknowledged: None, error: None, round: 0 };

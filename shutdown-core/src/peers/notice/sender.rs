@@ -21,10 +21,10 @@ use tokio::time::{Instant, sleep_until};
 use crate::error::BoxError;
 use crate::peers::notice::identity::Identity;
 use crate::peers::notice::keys::Keys;
-use crate::peers::notice::outbox::{Letter, Outbox, Recipient};
+use crate::peers::notice::outbox::{Letter, Outbox};
 use crate::peers::notice::receiver::{BUFFER, unix_ms};
-use crate::peers::notice::wire::{Ack, Datagram, Kind, MOST_BYTES, Notice, Refusal, Why};
-use crate::peers::registry::{Peer, PeerRegistry, PeerState};
+use crate::peers::notice::wire::{Ack, Datagram, MOST_BYTES, Notice, Refusal, Why};
+use crate::peers::registry::PeerRegistry;
 use crate::report::{TaskNote, ms};
 use crate::stage::StageContext;
 
@@ -80,9 +80,7 @@ impl Sender {
     ///
     /// Cancel safe: who has been told has been told.
     pub async fn leave(&self, stage: StageContext, why: Why, drain: Duration) -> Result<(), BoxError> {
-        self.identity.leave();
-        let notice = self.notice(Kind::Leaving, why, drain);
-        let told = self.tell(notice, stage.token.cancelled()).await?;
+        let told = self.tell(self.identity.leaving(why, drain), stage.token.cancelled()).await?;
         let (peers, acknowledged, sends) = (told.letters.len(), told.acknowledged(), told.sends());
         // What went wrong first: the report has room for a hundred.
         let mut letters = told.letters;
@@ -114,31 +112,12 @@ impl Sender {
     ///
     /// Cancel safe.
     pub async fn announce_return(&self, until: impl Future<Output = ()>) -> Result<Told, BoxError> {
-        self.tell(self.notice(Kind::Return, Why::Unsaid, Duration::ZERO), until).await
-    }
-
-    fn notice(&self, kind: Kind, why: Why, drain: Duration) -> Notice {
-        let identity = &self.identity;
-        Notice {
-            kind,
-            ack_wanted: true,
-            restarting: false,
-            why,
-            attempt: 0,
-            incarnation: identity.incarnation.get(),
-            seq: identity.next_seq(),
-            sent_at: 0,
-            drain_ms: u32::try_from(drain.as_millis()).unwrap_or(u32::MAX),
-            node: identity.node,
-            cluster: identity.cluster,
-            endpoints: identity.endpoints.to_vec(),
-        }
+        self.tell(self.identity.returning(), until).await
     }
 
     async fn tell(&self, notice: Notice, until: impl Future<Output = ()>) -> Result<Told, BoxError> {
-        let recipients = recipients(self.peers.peers(unix_ms()), notice.kind);
-        let sockets = Sockets::for_these(&recipients)?;
-        let mut outbox = Outbox::new(notice, self.keys.clone(), recipients);
+        let mut outbox = Outbox::to_peers(notice, self.keys.clone(), &self.peers, unix_ms());
+        let sockets = Sockets::for_these(outbox.letters())?;
         let start = Instant::now();
         let mut until = pin!(until);
         let mut first_round = None;
@@ -219,16 +198,6 @@ impl Sender {
     }
 }
 
-/// Who is told, those first that were heard from.
-fn recipients(mut peers: Vec<Peer>, kind: Kind) -> Vec<Recipient> {
-    // Who has left is not told of a departure. A departure that only the state knows of may be over.
-    peers.retain(|peer| {
-        kind == Kind::Return || !matches!(peer.state, PeerState::Draining | PeerState::Departed)
-    });
-    peers.sort_by_key(|peer| peer.state != PeerState::Up);
-    peers.into_iter().filter_map(|peer| Some(Recipient { addr: peer.notices?, id: peer.id })).collect()
-}
-
 fn note(letter: &Letter) -> TaskNote {
     let subject = match letter.to.id {
         Some(id) => format!("{} ({id})", letter.to.addr),
@@ -272,8 +241,8 @@ impl Blocked {
 
 impl Sockets {
     /// An error only if there is a recipient and no socket at all.
-    fn for_these(recipients: &[Recipient]) -> io::Result<Self> {
-        let wanted = |v4: bool| recipients.iter().any(|to| to.addr.is_ipv4() == v4);
+    fn for_these(letters: &[Letter]) -> io::Result<Self> {
+        let wanted = |v4: bool| letters.iter().any(|letter| letter.to.addr.is_ipv4() == v4);
         let open = |v4| if wanted(v4) { open(v4).map(Some) } else { Ok(None) };
         match (open(true), open(false)) {
             (Ok(v4), Ok(v6)) => Ok(Self { v4, v6 }),

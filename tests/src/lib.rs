@@ -5,6 +5,7 @@
 
 pub mod backend;
 pub mod client;
+pub mod corpus;
 pub mod h2raw;
 pub mod manager;
 pub mod process;

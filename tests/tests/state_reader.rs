@@ -2,17 +2,17 @@
 //! document alone, in another language.
 
 // The fuzzer's check, so that what it finds stays found.
-#[path = "../fuzz/check.rs"]
+#[path = "../fuzz/checks/state.rs"]
 mod check;
 
 use std::fs;
-use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use check::values;
 use serde_json::{Value, json};
 use shutdown_core::state::Document;
 use shutdown_tests::PATIENCE;
+use shutdown_tests::corpus::corpus;
 use shutdown_tests::process::Process;
 use shutdown_tests::saved::Counter;
 
@@ -69,17 +69,14 @@ fn no_truncation_and_no_changed_byte_makes_a_wrong_value_accepted() {
 
 #[test]
 fn what_the_fuzzer_has_found_worth_keeping_still_holds() {
-    let corpus = Path::new(HERE).join("fuzz/corpus/state");
-    let inputs: Vec<PathBuf> =
-        fs::read_dir(corpus).expect("the corpus").map(|entry| entry.expect("readable").path()).collect();
+    let inputs = corpus("state");
     let (mut good, mut sealed) = (0, 0);
-    for input in &inputs {
+    for (input, bytes) in &inputs {
         // A panic names the input by what is printed last.
         println!("{}", input.display());
-        let bytes = fs::read(input).expect("an input");
-        match check::check(&bytes) {
+        match check::check(bytes) {
             Ok(()) => good += 1,
-            Err(_) => sealed += usize::from(check::seal(&bytes).is_some_and(|sealed| sealed != bytes)),
+            Err(_) => sealed += usize::from(check::seal(bytes).is_some_and(|sealed| sealed != *bytes)),
         }
     }
     println!("{} inputs: {good} are states, {sealed} would be but for their checksums", inputs.len());

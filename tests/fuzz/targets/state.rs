@@ -1,7 +1,7 @@
 //! Feeds the state's reader what libFuzzer finds worth trying.
 #![no_main]
 
-#[path = "../check.rs"]
+#[path = "../checks/state.rs"]
 mod check;
 
 libfuzzer_sys::fuzz_target!(|input: &[u8]| {

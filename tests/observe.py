@@ -1,14 +1,15 @@
 """What python-zeroconf makes of a service type: a judge that shares no code with us.
 
-observe.py TYPE [IPv4 ADDRESS…]   prints "ready", then a line for each change:
-    MILLISECONDS + NAME PORT ADDRESSES TXT
+observe.py TYPE [ADDRESS…]   prints "ready", then a line for each change:
+    MILLISECONDS + NAME
     MILLISECONDS - NAME
     MILLISECONDS ~ NAME PORT ADDRESSES TXT     (something new about it)
-A line of stdin asks: "NAME" is answered by "= NAME PORT ADDRESSES" or "= NAME none" from what is known.
+A line of stdin asks: "NAME" is answered by "= NAME PORT ADDRESSES TXT" or "= NAME none" from what it knows or finds out.
 Run inside a network namespace only.
 """
 
 import sys
+import threading
 import time
 
 from zeroconf import IPVersion, ServiceBrowser, ServiceInfo, ServiceListener, Zeroconf
@@ -21,14 +22,20 @@ def said(info):
     return f"{info.port} {','.join(sorted(info.parsed_addresses()))} {txt}"
 
 
+def write(line):
+    # In one piece: two threads write.
+    with lock:
+        sys.stdout.write(line + "\n")
+        sys.stdout.flush()
+
+
 def tell(sign, name, rest=""):
-    print(f"{time.time() * 1000:.3f} {sign} {name} {rest}".rstrip(), flush=True)
+    write(f"{time.time() * 1000:.3f} {sign} {name} {rest}".rstrip())
 
 
 class Listener(ServiceListener):
     def add_service(self, zc, kind, name):
-        at = "+"
-        tell(at, name)
+        tell("+", name)
 
     def remove_service(self, zc, kind, name):
         tell("-", name)
@@ -39,13 +46,14 @@ class Listener(ServiceListener):
             tell("~", name, said(info))
 
 
+lock = threading.Lock()
 kind = sys.argv[1]
 zeroconf = Zeroconf(interfaces=sys.argv[2:], ip_version=IPVersion.All)
 browser = ServiceBrowser(zeroconf, kind, Listener())
-print("ready", flush=True)
+write("ready")
 for line in sys.stdin:
     name = line.strip()
     info = ServiceInfo(kind, name)
     # From its cache, or by asking for three seconds at most.
     known = info.request(zeroconf, 3000)
-    print(f"= {name} {said(info) if known else 'none'}", flush=True)
+    write(f"= {name} {said(info) if known else 'none'}")

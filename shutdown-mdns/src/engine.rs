@@ -34,6 +34,9 @@ pub(crate) const ECHO: Duration = Duration::from_millis(100);
 pub(crate) const REPEATS: [Duration; 2] = [Duration::from_millis(1100), Duration::from_millis(2500)];
 /// The least time between two rescues.
 const RESCUE: Duration = Duration::from_secs(1);
+/// For so long mdns-sd leaves out of an announcement what it has said (RFC 6762 §6), and a little more. A goodbye comes after
+/// that was said, and leaves a second: so a rescue that waits is still in time.
+const UNSAID: Duration = Duration::from_millis(1020);
 /// How many inputs wait; beyond, the sockets' buffers hold what comes.
 const INPUTS: usize = 256;
 
@@ -103,6 +106,8 @@ pub(crate) struct Engine {
     /// When somebody else's goodbye for us is answered, and the earliest time for the next.
     rescue: Option<Instant>,
     next_rescue: Instant,
+    /// When our name was last heard from us.
+    last_said: Instant,
     /// Set when the withdrawal begins: a goodbye for us is ours then, nobody is rescued, and nothing is passed on.
     pub(crate) is_leaving: bool,
     pub(crate) departed: Option<Vec<Departed>>,
@@ -136,6 +141,7 @@ impl Engine {
             listeners: Vec::new(),
             rescue: None,
             next_rescue: Instant::now(),
+            last_said: Instant::now(),
             is_leaving: false,
             departed: None,
             repeats: JoinSet::new(),
@@ -355,6 +361,7 @@ impl Engine {
                 (Data::A(address), 1..) => _ = link.addresses.insert((*address).into()),
                 (Data::Aaaa(address), 1..) => _ = link.addresses.insert((*address).into()),
                 (Data::Ptr(_) | Data::Srv { .. }, 0) => taken_back = true,
+                (Data::Ptr(_), _) => self.last_said = at,
                 _ => {}
             }
         }
@@ -366,7 +373,7 @@ impl Engine {
             link.goodbye.get_or_insert(at);
         } else if taken_back && station.is_announced {
             // Not by us: a node that had our name, or one that wants us gone.
-            self.rescue.get_or_insert(self.next_rescue.max(at));
+            self.rescue.get_or_insert(self.next_rescue.max(self.last_said + UNSAID).max(at));
         }
         let is_ours = |instance: &Name| self.stations.iter().any(|station| station.instance.is(instance));
         let mut events = Vec::new();

@@ -5,12 +5,14 @@
 //! line at the end. `--linger` holds a request for so long after the drain has begun. Started inside a network namespace
 //! only: who listens for multicast joins groups on every interface.
 
+use std::convert::Infallible;
 use std::error::Error;
+use std::process::ExitCode;
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use shutdown_core::{Phase, ShutdownConfig, ShutdownCoordinator, Signals, Stage};
+use shutdown_core::{Phase, ShutdownConfig, ShutdownCoordinator, Signals, Stage, start_failure};
 use shutdown_mdns::{Advertisement, Event, Mdns};
 use tokio::runtime::Builder;
 
@@ -19,7 +21,12 @@ fn now() -> f64 {
     SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs_f64() * 1000.0
 }
 
-fn main() -> Result<(), Box<dyn Error>> {
+fn main() -> ExitCode {
+    let Err(error) = run();
+    start_failure("mdns-node", &*error)
+}
+
+fn run() -> Result<Infallible, Box<dyn Error>> {
     let signals = Signals::claim()?;
     let mut advertisement = Advertisement {
         service_type: "_edge._tcp.local.".to_owned(),

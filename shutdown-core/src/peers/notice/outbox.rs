@@ -129,7 +129,7 @@ impl Outbox {
         let mut left = false;
         for index in &self.pending {
             let letter = &mut self.letters[*index];
-            if letter.round == self.rounds {
+            if letter.round == self.rounds || letter.acknowledged.is_some() {
                 continue;
             }
             match send(letter.to.addr, &self.datagram) {

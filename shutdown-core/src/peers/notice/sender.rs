@@ -121,7 +121,12 @@ impl Sender {
         let start = Instant::now();
         let mut until = pin!(until);
         let mut first_round = None;
-        while !outbox.settle() {
+        loop {
+            // What has been acknowledged by now is not told again, however late we are.
+            self.hear(&mut outbox, &sockets, start);
+            if outbox.settle() {
+                break;
+            }
             let next = outbox.next_round().map(|at| start + at);
             if next.is_some_and(|at| at <= Instant::now()) {
                 outbox.begin_round(unix_ms());
@@ -140,7 +145,7 @@ impl Sender {
             tokio::select! {
                 biased;
                 () = &mut until => break,
-                () = sockets.ready(blocked) => self.hear(&mut outbox, &sockets, start),
+                () = sockets.ready(blocked) => {}
                 () = due => {}
             }
         }

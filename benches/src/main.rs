@@ -7,6 +7,7 @@ mod added;
 mod candidates;
 mod harness;
 mod instructions;
+mod notices;
 mod serving;
 mod state;
 mod stopping;
@@ -32,7 +33,7 @@ const REQUESTS: Pace =
     Pace { window: Duration::from_millis(1), batch: 8, enough: 1001, patience: Duration::from_secs(60) };
 
 const USAGE: &str = "\
-usage: shutdown-benches [guards|breaker|hyper|instructions|state] [--save]
+usage: shutdown-benches [guards|breaker|hyper|instructions|notices|state] [--save]
        shutdown-benches count <candidate> <h1|h2> <requests>
        shutdown-benches stop [<directory>]
 Without a subject it measures guards, breaker and hyper. --save also writes benches/results/.
@@ -70,6 +71,13 @@ fn main() -> ExitCode {
             Ok(page) => show("state", &page, save),
             Err(error) => {
                 eprintln!("the disk under the program: {error}");
+                false
+            }
+        },
+        ["notices"] => match notices::compare() {
+            Ok(page) => show("notices", &page, save),
+            Err(error) => {
+                eprintln!("the loopback: {error}");
                 false
             }
         },

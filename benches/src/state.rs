@@ -16,7 +16,7 @@ use shutdown_core::files;
 use shutdown_core::state::{Generation, StateBackend, StateError, StateSource, StateStore};
 use tokio::time::Instant;
 
-use crate::table::{Table, page};
+use crate::table::{Table, page, rows};
 
 const ROUNDS: usize = 501;
 const RECORDS: u32 = 1000;
@@ -84,18 +84,9 @@ pub(crate) fn compare() -> io::Result<String> {
         bytes.len(),
         bytes.len() / (2 * RECORDS as usize),
     );
-    let mut against = None;
-    for (way, (name, _)) in ways.iter().enumerate() {
-        let micros = median(took[way].iter().map(|took| took.as_secs_f64() * 1e6));
-        let ratio =
-            median(took[0].iter().zip(&took[way]).map(|(ours, it)| ours.as_secs_f64() / it.as_secs_f64()));
-        text += &format!(
-            "| {name} | {micros:.0} | {} |\n",
-            if way == 0 { String::new() } else { format!("{ratio:.2}") }
-        );
-        against = against.or((way == 1).then_some(ratio));
-    }
-    let ratio = against.unwrap_or(f64::NAN);
+    let (rows, ratios) = rows(ways.map(|(name, _)| name), &took, Duration::from_micros(1));
+    text += &rows;
+    let ratio = ratios[1];
     let met = if ratio <= GOAL { "met" } else { "missed" };
     text += &format!(
         "\n{ROUNDS} rounds, all five in each, in turn; \"ours / it\" is the median of the rounds' ratios. Ours also captures, \
@@ -182,10 +173,4 @@ fn replace_without_directory(path: &Path, bytes: &[u8]) -> io::Result<()> {
     file.write_all(bytes)?;
     file.sync_all()?;
     std::fs::rename(&beside, path)
-}
-
-pub(crate) fn median(values: impl Iterator<Item = f64>) -> f64 {
-    let mut values: Vec<_> = values.collect();
-    values.sort_by(f64::total_cmp);
-    values[values.len() / 2]
 }

@@ -14,7 +14,8 @@ use std::time::Duration;
 use shutdown_core::{Phase, Reason, ShutdownCoordinator};
 use tokio::time::Instant;
 
-use crate::state::{full, median};
+use crate::state::full;
+use crate::table::median;
 
 /// Stops of each kind.
 const STOPS: usize = 101;

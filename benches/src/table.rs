@@ -105,6 +105,32 @@ pub(crate) fn number(value: Option<f64>) -> String {
     value.map_or_else(|| "too few windows".to_owned(), |value| format!("{value:.2}"))
 }
 
+/// A row for each way: its median in this unit, and the first way's time against its own, as the median of the rounds'
+/// ratios; which are given, too.
+pub(crate) fn rows<const N: usize>(
+    names: [&str; N],
+    took: &[Vec<Duration>; N],
+    unit: Duration,
+) -> (String, [f64; N]) {
+    let ratios = std::array::from_fn(|way| {
+        median(took[0].iter().zip(&took[way]).map(|(first, it)| first.as_secs_f64() / it.as_secs_f64()))
+    });
+    let mut text = String::new();
+    for (way, name) in names.iter().enumerate() {
+        let time = median(took[way].iter().map(|took| took.div_duration_f64(unit)));
+        let decimals = usize::from(time < 100.0);
+        let ratio = if way == 0 { String::new() } else { format!("{:.2}", ratios[way]) };
+        text += &format!("| {name} | {time:.decimals$} | {ratio} |\n");
+    }
+    (text, ratios)
+}
+
+pub(crate) fn median(values: impl Iterator<Item = f64>) -> f64 {
+    let mut values: Vec<_> = values.collect();
+    values.sort_by(f64::total_cmp);
+    values[values.len() / 2]
+}
+
 /// A whole page: where and when, then the tables.
 pub(crate) fn page(title: &str, tables: &[Table]) -> String {
     let cores = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);

@@ -412,3 +412,19 @@ fn a_return_is_told_until_it_is_heard() {
         outbox.begin_round(NOW);
     }
 }
+
+#[test]
+fn those_that_were_heard_from_are_told_first_and_those_that_have_left_only_of_a_return() {
+    let peers = PeerRegistry::new(Id::of("us"));
+    let at = |last: u8| SocketAddr::from(([10, 0, 0, last], 1));
+    (1..=4).for_each(|last| peers.configure(at(last)));
+    peers.acknowledged(Id::of("up"), at(4), Kind::Return, NOW);
+    let gone = Notice { node: Id::of("gone"), endpoints: vec![at(1)], ..notice() };
+    assert_eq!(peers.heard(&gone, NOW), Effect::Departed);
+    let told = |kind| -> Vec<SocketAddr> {
+        let outbox = Outbox::to_peers(Notice { kind, ..notice() }, keys(KEY), &peers, NOW);
+        outbox.letters().iter().map(|letter| letter.to.addr).collect()
+    };
+    assert_eq!(told(Kind::Leaving), [at(4), at(2), at(3)]);
+    assert_eq!(told(Kind::Return), [at(4), at(1), at(2), at(3)]);
+}

@@ -106,11 +106,13 @@ fn of_core(features: &str) -> BTreeSet<String> {
 }
 
 #[test]
-fn the_state_adds_three_packages_systemd_two_beyond_signals_and_sockets_and_the_breakers_none() {
+fn the_state_and_the_peers_add_three_packages_systemd_two_beyond_signals_and_sockets_and_the_breakers_none() {
     let bare = of_core("");
     let added: Vec<_> = of_core("state").difference(&bare).cloned().collect();
     assert_eq!(added, ["crc32fast", "rustix", "serde_json"]);
     assert_eq!(of_core("breaker"), bare);
+    let added: Vec<_> = of_core("peers").difference(&bare).cloned().collect();
+    assert_eq!(added, ["hmac", "sha2", "socket2"]);
     let added: Vec<_> = of_core("systemd").difference(&of_core("signals,net")).cloned().collect();
     assert_eq!(added, ["listenfd", "sd-notify"]);
 }

@@ -7,6 +7,7 @@
 use std::collections::BTreeSet;
 use std::io;
 use std::net::{IpAddr, SocketAddr, SocketAddrV6};
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -460,9 +461,14 @@ impl Engine {
     fn pass_on(&mut self, event: Option<Event>) {
         // After a withdrawal there is no discovery.
         if let Some(event) = event.filter(|_| !self.is_leaving) {
-            for listener in &mut self.listeners {
-                listener(event.clone());
-            }
+            // A listener that panics hears no more; the goodbye is not to go with it.
+            self.listeners.retain_mut(|listener| {
+                let heard = catch_unwind(AssertUnwindSafe(|| listener(event.clone())));
+                if heard.is_err() {
+                    tracing::error!(target: "shutdown", "a listener of mDNS events panicked and is not called again");
+                }
+                heard.is_ok()
+            });
         }
     }
 }

@@ -354,6 +354,9 @@ fn a_goodbye_that_is_not_ours_is_answered_with_a_higher_incarnation() {
     let before = incarnations(&capture.packets(), "edge");
     assert_eq!(before.len(), 1, "{before:?}");
     say(theirs, &forged("edge"), 5354);
+    does(&control, "register later barehost 8081");
+    let seen = capture.until(|packets| is_announced(packets, ours, 0, "later"));
+    assert_eq!(incarnations(&seen, "edge"), before);
     let forged_at = now_ms();
     for instance in ["bare", "edge"] {
         say(theirs, &forged(instance), 5353);

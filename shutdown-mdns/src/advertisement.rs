@@ -191,7 +191,7 @@ mod tests {
             "_edge._tcp",
             "edge._tcp.local.",
             "_edge.tcp.local.",
-            "_a-name-too-long._tcp.local.",
+            "_a-name-too-long-._tcp.local.",
             "_._udp.local.",
         ] {
             advertisement.service_type = bad.to_owned();

@@ -91,7 +91,7 @@ pub(crate) fn service_name(text: &str) -> Result<Name, Error> {
 pub(crate) struct Names {
     /// The instance's label.
     pub(crate) instance: String,
-    /// The host's label: unique, so that a goodbye for our host's addresses takes nobody else's (facts: mdns-sd withdraws
+    /// The host's label: unique, so that a goodbye for our host's addresses takes nobody else's (mdns-sd withdraws
     /// a host's addresses with the first of its services).
     pub(crate) host: String,
 }

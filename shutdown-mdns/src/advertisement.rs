@@ -1,8 +1,8 @@
 //! What is said about an instance, and under which names.
 
 use std::net::IpAddr;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+
+use shutdown_core::peers::Incarnation;
 
 use crate::error::Error;
 use crate::wire::Name;
@@ -28,7 +28,7 @@ pub struct Advertisement {
     /// Only nodes of one cluster are peers.
     pub cluster: String,
     /// Rises with each start, and when somebody else took our records back.
-    pub incarnation: Arc<AtomicU64>,
+    pub incarnation: Incarnation,
     /// The version of the program.
     pub version: String,
     /// The port for departure notices, if there is one.
@@ -38,26 +38,15 @@ pub struct Advertisement {
 impl Advertisement {
     /// The strings of the TXT record as it is now (RFC 6763 §6).
     pub(crate) fn strings(&self) -> Vec<(&'static str, String)> {
-        // Relaxed: a number by itself; whoever raises it also says so to the engine.
-        let incarnation = self.incarnation.load(Ordering::Relaxed);
         let mut strings = vec![
             ("txtvers", "1".to_owned()),
             ("node_id", self.node_id.clone()),
             ("cluster", self.cluster.clone()),
-            ("inc", incarnation.to_string()),
+            ("inc", self.incarnation.get().to_string()),
             ("ver", self.version.clone()),
         ];
         strings.extend(self.notice_port.map(|port| ("notice", port.to_string())));
         strings
-    }
-
-    /// Raises the incarnation above itself, to the clock where that is higher.
-    pub(crate) fn raise(&self, now_unix_ms: u64) -> u64 {
-        let raised = |current: u64| now_unix_ms.max(current.saturating_add(1));
-        // Relaxed: as in `strings`.
-        let before =
-            self.incarnation.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |now| Some(raised(now)));
-        raised(before.unwrap_or_else(|same| same))
     }
 
     /// # Errors
@@ -102,7 +91,7 @@ pub(crate) fn service_name(text: &str) -> Result<Name, Error> {
 pub(crate) struct Names {
     /// The instance's label.
     pub(crate) instance: String,
-    /// The host's label: unique, so that a goodbye for our host's addresses takes nobody else's (facts: mdns-sd withdraws
+    /// The host's label: unique, so that a goodbye for our host's addresses takes nobody else's (mdns-sd withdraws
     /// a host's addresses with the first of its services).
     pub(crate) host: String,
 }
@@ -175,24 +164,22 @@ mod tests {
     }
 
     #[test]
-    fn a_key_has_nine_characters_at_most_and_the_incarnation_only_rises() {
+    fn a_key_has_nine_characters_at_most_and_the_incarnation_is_what_it_is_now() {
         let mut advertisement = Advertisement {
             service_type: "_edge._tcp.local.".to_owned(),
             node_id: "edge-1".to_owned(),
             port: 80,
             interfaces: vec!["eth0".to_owned()],
             cluster: "default".to_owned(),
-            incarnation: Arc::new(AtomicU64::new(7)),
+            incarnation: Incarnation::new(7),
             version: "0.1.0".to_owned(),
             notice_port: Some(7946),
         };
         advertisement.checked().expect("it is whole");
         // RFC 6763 §6.4.
         assert!(advertisement.strings().iter().all(|(key, _)| key.len() <= 9));
-        assert_eq!(
-            (advertisement.raise(5), advertisement.raise(100), advertisement.raise(100)),
-            (8, 100, 101)
-        );
+        // A clone is the same.
+        advertisement.incarnation.clone().refute(101);
         assert!(txt(&advertisement.strings()).contains(&b"inc=101".to_vec()));
         advertisement.version = "1".repeat(252);
         assert_eq!(
@@ -204,7 +191,7 @@ mod tests {
             "_edge._tcp",
             "edge._tcp.local.",
             "_edge.tcp.local.",
-            "_a-name-too-long._tcp.local.",
+            "_a-name-too-long-._tcp.local.",
             "_._udp.local.",
         ] {
             advertisement.service_type = bad.to_owned();

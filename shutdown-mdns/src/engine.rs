@@ -7,6 +7,7 @@
 use std::collections::BTreeSet;
 use std::io;
 use std::net::{IpAddr, SocketAddr, SocketAddrV6};
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -146,15 +147,28 @@ impl Engine {
             departed: None,
             repeats: JoinSet::new(),
         };
+        match engine.begin(interfaces) {
+            Ok(()) => Ok(engine),
+            Err(error) => {
+                for station in &engine.stations {
+                    // A daemon that refuses is not one that goes on: its thread has ended.
+                    let _ = station.silence();
+                }
+                Err(error)
+            }
+        }
+    }
+
+    fn begin(&mut self, interfaces: Vec<Interface>) -> Result<(), Error> {
         for interface in interfaces {
-            engine.open(interface)?;
+            self.open(interface)?;
         }
         // Our ears first: the first announcement is not to be missed.
-        for (station, there) in engine.stations.iter().enumerate() {
-            engine.watch(station, &there.daemon)?;
-            there.daemon.register(engine.info(true)?).map_err(Error::Daemon)?;
+        for (station, there) in self.stations.iter().enumerate() {
+            self.watch(station, &there.daemon)?;
+            there.daemon.register(self.info(true)?).map_err(Error::Daemon)?;
         }
-        Ok(engine)
+        Ok(())
     }
 
     fn open(&mut self, interface: Interface) -> Result<(), Error> {
@@ -391,7 +405,8 @@ impl Engine {
         self.rescue = None;
         self.next_rescue = Instant::now() + RESCUE;
         let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-        let incarnation = self.advertisement.raise(since.as_millis().try_into().unwrap_or(u64::MAX));
+        let incarnation =
+            self.advertisement.incarnation.refute(since.as_millis().try_into().unwrap_or(u64::MAX));
         tracing::warn!(target: "shutdown", incarnation, "somebody else said goodbye for us over mDNS: announcing again");
         for station in self.stations.iter().filter(|station| station.is_announced) {
             // The name is ours already.
@@ -446,10 +461,31 @@ impl Engine {
     fn pass_on(&mut self, event: Option<Event>) {
         // After a withdrawal there is no discovery.
         if let Some(event) = event.filter(|_| !self.is_leaving) {
-            for listener in &mut self.listeners {
-                listener(event.clone());
-            }
+            // A listener that panics hears no more; the goodbye is not to go with it.
+            self.listeners.retain_mut(|listener| {
+                let heard = catch_unwind(AssertUnwindSafe(|| listener(event.clone())));
+                if heard.is_err() {
+                    tracing::error!(target: "shutdown", "a listener of mDNS events panicked and is not called again");
+                }
+                heard.is_ok()
+            });
         }
+    }
+}
+
+impl Station {
+    /// Stops the daemon without a word: its goodbye would take back what is perhaps another's, so its interface is taken
+    /// away first.
+    pub(crate) fn silence(&self) -> Result<(), mdns_sd::Error> {
+        self.daemon.disable_interface(IfKind::All)?;
+        self.daemon.shutdown().map(drop)
+    }
+
+    /// Has the daemon say goodbye and stop. Right behind each other: its own repeat, 120 ms later, would leave by the
+    /// interface used last, and while it lives it answers queries, after which others have us again.
+    pub(crate) fn leave(&self, registered: &str) -> Result<(), mdns_sd::Error> {
+        self.daemon.unregister(registered)?;
+        self.daemon.shutdown().map(drop)
     }
 }
 

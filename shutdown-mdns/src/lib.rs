@@ -5,9 +5,7 @@
 //! [mdns-sd](mdns_sd), whose daemon registers, probes, announces, answers and browses.
 //!
 //! ```no_run
-//! use std::sync::Arc;
-//! use std::sync::atomic::AtomicU64;
-//!
+//! use shutdown_core::peers::Incarnation;
 //! use shutdown_core::{ShutdownCoordinator, Signals, Stage};
 //! use shutdown_mdns::{Advertisement, Event, Mdns};
 //!
@@ -19,7 +17,7 @@
 //!         port: 8080,
 //!         interfaces: vec!["eth0".to_owned()],
 //!         cluster: "default".to_owned(),
-//!         incarnation: Arc::new(AtomicU64::new(1_795_273_877_139)),
+//!         incarnation: Incarnation::new(1_795_273_877_139),
 //!         version: env!("CARGO_PKG_VERSION").to_owned(),
 //!         notice_port: None,
 //!     })?;

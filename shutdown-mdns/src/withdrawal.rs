@@ -4,7 +4,6 @@ use std::fmt;
 use std::net::IpAddr;
 use std::sync::Arc;
 
-use mdns_sd::IfKind;
 use shutdown_core::TaskNote;
 use tokio::sync::oneshot;
 use tokio::time::{Instant, sleep_until};
@@ -87,17 +86,11 @@ impl Engine {
         let began = Instant::now();
         self.is_leaving = true;
 
-        // mdns-sd's goodbye, and its end right behind: its own repeat, 120 ms later, leaves by the wrong interface; and
-        // while it lives it answers queries, after which others have us again. Where nothing was announced the goodbye
-        // would take back what is somebody else's: there its interface is taken away first, so it sends nothing.
+        // mdns-sd's goodbye, where we were announced.
         let registered = self.registered();
         for station in &self.stations {
-            let told = if station.is_announced {
-                station.daemon.unregister(&registered).map(drop)
-            } else {
-                station.daemon.disable_interface(IfKind::All)
-            };
-            if let Err(error) = told.and_then(|()| station.daemon.shutdown().map(drop)) {
+            let told = if station.is_announced { station.leave(&registered) } else { station.silence() };
+            if let Err(error) = told {
                 let interface = &station.interface.name;
                 tracing::warn!(target: "shutdown", interface, %error, "mdns-sd was not told to stop");
             }

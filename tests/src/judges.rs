@@ -2,11 +2,16 @@
 //!
 //! Each runs on a host of a [`Net`](crate::netns::Net), avahi with a D-Bus of its own.
 
+use std::fmt::Write;
 use std::path::Path;
 use std::process::Command;
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use crate::netns::Host;
+use rustix::process::Signal;
+
+use crate::PATIENCE;
+use crate::mdns_wire::{Seen, check, is_announced};
+use crate::netns::{Capture, Host, Net};
 use crate::process::Process;
 
 /// The service type of the tests.
@@ -19,6 +24,105 @@ pub const SERVICE: &str = "_edge._tcp.local.";
 /// If the clock stands before 1970.
 pub fn now_ms() -> f64 {
     SystemTime::now().duration_since(UNIX_EPOCH).expect("a clock after 1970").as_secs_f64() * 1e3
+}
+
+/// What the judges have seen of a program from its announcement to its end.
+pub struct Judged {
+    /// The program, which has ended.
+    pub process: Process,
+    /// Port, addresses and TXT, as python-zeroconf knew them.
+    pub known: String,
+    /// What passed over IPv4 and over IPv6; the wire checks hold.
+    pub seen: [Seen; 2],
+    /// When each judge saw the goodbye.
+    pub table: String,
+}
+
+/// Has a program on host 0 advertise `instance` on its `eth0` – and nowhere else – and be stopped by TERM, once
+/// python-zeroconf, avahi and a capture on host 1 have it; and holds what they see of its end, and what tshark reads of that,
+/// against RFC 6762. The program must be [wrapped](Host::wrap) and must send its goodbye over both families.
+///
+/// # Panics
+///
+/// If a judge sees something else.
+pub fn judge(net: &Net, dir: &Path, command: &mut Command, instance: &str) -> Judged {
+    let (ours, theirs) = (net.host(0), net.host(1));
+    let (named, other) = (theirs.capture("eth0", dir), theirs.capture("eth1", dir));
+    let loopback = ours.capture("lo", dir);
+    let (zeroconf, avahi) = (Zeroconf::start(theirs, &[0]), Avahi::browser(theirs, dir));
+    let mut process = Process::start(command);
+    zeroconf.added(instance);
+    for family in ["IPv4", "IPv6"] {
+        avahi.shows("+", "eth0", family, instance);
+    }
+    let known = zeroconf.ask(instance);
+    named.until(|packets| is_announced(packets, ours, 0, instance));
+
+    let signal = now_ms();
+    process.signal(Signal::TERM);
+    let (by_zeroconf, by_avahi) = std::thread::scope(|scope| {
+        let avahi = ["IPv4", "IPv6"].map(|family| scope.spawn(|| avahi.shows("-", "eth0", family, instance)));
+        (zeroconf.removed(instance), avahi.map(|thread| thread.join().expect("no panic")))
+    });
+    process.ended(PATIENCE);
+
+    let seen = checked(&named, ours, 0, instance);
+    let by_tshark = read_by_tshark(&named);
+    let mut table = String::new();
+    let mut row = |who: &str, v4: f64, v6: f64| {
+        let _ = writeln!(table, "{who:<24} {:8.1} {:8.1}", v4 - signal, v6 - signal);
+    };
+    row("ms after SIGTERM: tshark", by_tshark[0], by_tshark[1]);
+    // It does not tell the families apart.
+    row("python-zeroconf", by_zeroconf, by_zeroconf);
+    row("avahi-browse", by_avahi[0], by_avahi[1]);
+    for (family, seen) in ["IPv4", "IPv6"].iter().zip(&seen) {
+        let after: Vec<_> = seen.goodbyes.iter().map(|at| (at - signal).round()).collect();
+        let _ = writeln!(table, "goodbyes over {family} after {after:?} ms; warnings {:?}", seen.warnings);
+    }
+    // The judges are on eth0 as well.
+    assert!(
+        other.packets().is_empty() && loopback.packets().is_empty(),
+        "it is heard where it was not named"
+    );
+    Judged { process, known, seen, table }
+}
+
+/// What tshark reads of the goodbyes in a capture: when the first came over each family.
+fn read_by_tshark(capture: &Capture) -> [f64; 2] {
+    let fields = [
+        "frame.time_epoch",
+        "ip.src",
+        "ipv6.src",
+        "udp.srcport",
+        "ip.ttl",
+        "ipv6.hlim",
+        "dns.resp.type",
+        "dns.resp.ttl",
+    ];
+    let rows = capture.tshark("dns.flags.response == 1 && dns.resp.ttl == 0", &fields);
+    // PTR, SRV, TXT and the host's addresses: one of IPv4; a link-local and another one of IPv6.
+    [(1, 4, "12|33|16|1"), (2, 5, "12|33|16|28|28")].map(|(address, ttl, kinds)| {
+        let family: Vec<_> = rows.iter().filter(|row| !row[address].is_empty()).collect();
+        for row in &family {
+            assert_eq!((&row[3][..], &row[ttl][..], &row[6][..]), ("5353", "255", kinds), "{row:?}");
+            assert!(row[7].split('|').all(|ttl| ttl == "0"), "{row:?}");
+        }
+        let first = family.first().unwrap_or_else(|| panic!("tshark sees none: {rows:?}"));
+        first[0].parse::<f64>().expect("a time") * 1e3
+    })
+}
+
+/// The wire checks for both families.
+///
+/// # Panics
+///
+/// If one does not hold.
+pub fn checked(capture: &Capture, host: &Host, network: usize, instance: &str) -> [Seen; 2] {
+    let packets = capture.packets();
+    [true, false].map(|v4| {
+        check(&packets, &host.addresses(network), v4, instance).unwrap_or_else(|broken| panic!("{broken:#?}"))
+    })
 }
 
 /// A browser of python-zeroconf.
@@ -133,7 +237,7 @@ impl Avahi {
         let conf = write(
             "avahi.conf",
             &format!(
-                "[server]\nuse-ipv4=yes\nuse-ipv6=yes\nallow-interfaces=eth0,eth1\nenable-dbus=yes\n\
+                "[server]\nuse-ipv4=yes\nuse-ipv6=yes\nallow-interfaces=eth0\nenable-dbus=yes\n\
                  ratelimit-interval-usec=0\n[publish]\n{publish}\n"
             ),
         );

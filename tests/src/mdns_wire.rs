@@ -8,7 +8,8 @@ use std::net::IpAddr;
 
 use shutdown_mdns::wire::{CACHE_FLUSH, Data, IN, Message, Name, RESPONSE, Record};
 
-use crate::netns::Packet;
+use crate::judges::SERVICE;
+use crate::netns::{Host, Packet};
 
 /// What was seen.
 #[derive(Debug, Default)]
@@ -21,20 +22,57 @@ pub struct Seen {
     pub warnings: Vec<String>,
 }
 
+/// The full name of an instance of the tests' service type.
+///
+/// # Panics
+///
+/// If it can be none.
+pub fn instance(name: &str) -> Name {
+    Name::dotted(&format!("{name}.{SERVICE}")).expect("a name")
+}
+
+/// The goodbyes for an instance over a family.
+pub fn goodbyes_for<'a>(packets: &'a [Packet], name: &str, v4: bool) -> Vec<(&'a Packet, Message)> {
+    let (service, target) = (service(), instance(name));
+    let of_family = packets.iter().filter(|packet| packet.to.is_ipv4() == v4);
+    let read = of_family.filter_map(|packet| Some((packet, Message::read(&packet.payload).ok()?)));
+    read.filter(|(_, message)| message.goodbyes(&service).any(|(it, _)| it.is(&target))).collect()
+}
+
+/// When an instance was announced over a family by a host.
+pub fn announcements(packets: &[Packet], host: &Host, network: usize, name: &str, v4: bool) -> Vec<f64> {
+    let (service, target) = (service(), instance(name));
+    let says = |message: &Message| {
+        message.answers.iter().any(|record| {
+            matches!(&record.data, Data::Ptr(it) if it.is(&target) && record.name.is(&service) && record.ttl > 0)
+        })
+    };
+    let is_hosts = |from: IpAddr| from.is_ipv6() || host.addresses(network).contains(&from);
+    let sent = packets.iter().filter(|packet| packet.to.is_ipv4() == v4 && is_hosts(packet.from));
+    sent.filter(|packet| Message::read(&packet.payload).is_ok_and(|message| says(&message)))
+        .map(|packet| packet.at_ms)
+        .collect()
+}
+
+/// Whether an instance has been announced over both families, and again a second later.
+pub fn is_announced(packets: &[Packet], host: &Host, network: usize, name: &str) -> bool {
+    [true, false].iter().all(|v4| {
+        let at = announcements(packets, host, network, name, *v4);
+        at.first().zip(at.last()).is_some_and(|(first, last)| last - first > 1000.0)
+    })
+}
+
+fn service() -> Name {
+    Name::dotted(SERVICE).expect("a name")
+}
+
 /// Checks what `host` sent over the family of `v4` about an instance.
 ///
 /// # Errors
 ///
 /// Every rule that is broken, with its section.
-pub fn check(
-    packets: &[Packet],
-    host: &[IpAddr],
-    v4: bool,
-    service: &str,
-    instance: &str,
-) -> Result<Seen, Vec<String>> {
-    let service = Name::dotted(service).expect("a service type");
-    let instance = Name::of([instance.as_bytes()].into_iter().chain(service.labels())).expect("an instance");
+pub fn check(packets: &[Packet], host: &[IpAddr], v4: bool, name: &str) -> Result<Seen, Vec<String>> {
+    let (service, instance) = (service(), instance(name));
     let is_from_host = |packet: &&Packet| {
         packet.from.is_ipv4() == v4 && (host.contains(&packet.from) || is_link_local(&packet.from))
     };

@@ -169,13 +169,13 @@ impl Host {
         command.args(["-Z", "root", "-U", "--immediate-mode", "-i", interface, "-w"]).arg(&file);
         let process = Process::start(command.args(["udp", "port", "5353"]));
         process.stderr_line(|line| line.contains("listening on"));
-        Capture { process, file }
+        Capture { _tcpdump: process, file }
     }
 }
 
 /// A running capture.
 pub struct Capture {
-    process: Process,
+    _tcpdump: Process,
     file: PathBuf,
 }
 
@@ -248,11 +248,6 @@ impl Capture {
         command.args(["-r"]).arg(&self.file).args(["-Y", filter, "-T", "fields", "-E", "aggregator=|"]);
         let lines = run(command.args(fields.iter().flat_map(|field| ["-e", field])));
         lines.lines().map(|line| line.split('\t').map(str::to_owned).collect()).collect()
-    }
-
-    /// Whether tcpdump still runs.
-    pub fn is_over(&self) -> bool {
-        self.process.is_over()
     }
 }
 

@@ -31,8 +31,8 @@ fn main() -> Result<(), Box<dyn Error>> {
                 let info = ServiceInfo::new(SERVICE, name, &host, "", port.parse()?, &properties[..])?;
                 daemon.register(info.enable_addr_auto())?;
             }
-            ["unregister", name] => drop(daemon.unregister(&format!("{name}.{SERVICE}"))?.recv()?),
-            ["shutdown"] => drop(daemon.shutdown()?.recv()?),
+            ["unregister", name] => _ = daemon.unregister(&format!("{name}.{SERVICE}"))?.recv()?,
+            ["shutdown"] => _ = daemon.shutdown()?.recv()?,
             ["exit"] => return Ok(()),
             _ => return Err(format!("what is {line}?").into()),
         }

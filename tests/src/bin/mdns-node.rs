@@ -8,10 +8,9 @@
 use std::convert::Infallible;
 use std::error::Error;
 use std::process::ExitCode;
-use std::sync::Arc;
-use std::sync::atomic::AtomicU64;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
+use shutdown_core::peers::Incarnation;
 use shutdown_core::{Phase, ShutdownConfig, ShutdownCoordinator, Signals, Stage, start_failure};
 use shutdown_mdns::{Advertisement, Event, Mdns};
 use tokio::runtime::Builder;
@@ -34,7 +33,7 @@ fn run() -> Result<Infallible, Box<dyn Error>> {
         port: 0,
         interfaces: Vec::new(),
         cluster: "default".to_owned(),
-        incarnation: Arc::new(AtomicU64::new(now() as u64)),
+        incarnation: Incarnation::new(now() as u64),
         version: env!("CARGO_PKG_VERSION").to_owned(),
         notice_port: None,
     };

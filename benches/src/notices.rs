@@ -35,10 +35,11 @@ pub(crate) fn compare() -> io::Result<String> {
 
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let ours = || -> io::Result<()> {
-        // Over before the first round is: it ends when that does.
-        let until = tokio::time::sleep(Duration::from_millis(1));
-        let told =
-            runtime.block_on(async { sender.announce_return(until).await }).map_err(io::Error::other)?;
+        let told = runtime.block_on(async {
+            // Over before the first round is: it ends when that does.
+            let until = tokio::time::sleep(Duration::from_millis(1));
+            sender.announce_return(until).await.map_err(io::Error::other)
+        })?;
         assert_eq!(told.sends(), u64::from(PEERS), "every peer, once");
         Ok(())
     };

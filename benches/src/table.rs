@@ -1,7 +1,7 @@
 //! The pages that are printed and saved, and the table of operations measured alone.
 
 use std::fmt::Write as _;
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use crate::candidates::Candidate;
 use crate::harness::{Samples, Threads};

@@ -132,6 +132,23 @@ async fn a_departure_is_over_when_every_peer_has_acknowledged_it() {
     assert_eq!(alone.0, [], "nobody to tell costs nothing");
 }
 
+#[tokio::test]
+async fn every_peer_is_told_once_however_little_time_there_is() {
+    let (hearer, at) = Node::hearing("hearer", loopback());
+    let leaver = Node::new("leaver");
+    leaver.peers.configure(at);
+    // Hurried: the token is cancelled before the task begins.
+    let hurried = CancellationToken::new();
+    hurried.cancel();
+    let stage = StageContext::new(Instant::now(), hurried);
+    leaver.sender().leave(stage.clone(), Why::Term, Duration::ZERO).await.expect("there is a socket");
+    assert_eq!(stage.notes()[0].numbers["sends"], 1.0);
+    let mut changes = hearer.peers.subscribe();
+    while !hearer.knows_as_gone(&leaver) {
+        changes.changed().await.expect("it lives");
+    }
+}
+
 /// Tells everybody that the node is back, until all have heard or this time is over.
 async fn returns(node: &Node, within: Duration) -> Told {
     let until = tokio::time::sleep(within);

@@ -118,6 +118,8 @@ impl Sender {
     async fn tell(&self, notice: Notice, until: impl Future<Output = ()>) -> Result<Told, BoxError> {
         let mut outbox = Outbox::to_peers(notice, self.keys.clone(), &self.peers, unix_ms());
         let sockets = Sockets::for_these(outbox.letters())?;
+        // Known to have room: however little time there is, the first round is sent.
+        sockets.writable().await?;
         let start = Instant::now();
         let mut until = pin!(until);
         let mut first_round = None;
@@ -267,6 +269,14 @@ impl Sockets {
             }
             result => result,
         }
+    }
+
+    /// Waits until each has room, as a new one has at once.
+    async fn writable(&self) -> io::Result<()> {
+        for socket in [&self.v4, &self.v6].into_iter().flatten() {
+            socket.writable().await?;
+        }
+        Ok(())
     }
 
     /// Resolves when there is something to hear, or room again in a socket that had none.

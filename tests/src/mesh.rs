@@ -120,8 +120,13 @@ impl Upstream {
         self.came.0.lock().expect("no upstream panics").held
     }
 
-    /// Keeps what comes from now on.
+    /// Keeps what comes from now on, once what it has released is answered.
+    ///
+    /// # Panics
+    ///
+    /// If that does not happen.
     pub fn hold(&self) {
+        self.until(|came| !came.released || came.held == 0);
         self.came.0.lock().expect("no upstream panics").released = false;
     }
 
@@ -176,6 +181,7 @@ fn serve(mut stream: TcpStream, (came, changed): &(Mutex<Came>, Condvar)) -> std
             came.held += 1;
             came = changed.wait_while(came, |came| !came.released).expect("no upstream panics");
             came.held -= 1;
+            changed.notify_all();
         }
         drop(came);
         stream.write_all(b"HTTP/1.1 200 OK\r\ncache-control: no-store\r\ncontent-length: 2\r\n\r\nup")?;
@@ -360,7 +366,15 @@ impl Stranger {
     ///
     /// If none comes.
     pub fn say(&self, kind: Kind, to: SocketAddr) {
-        let notice = self.notice(kind);
+        self.repeat(&self.notice(kind), to);
+    }
+
+    /// Sends this notice, once more if it was sent before, and waits for its acknowledgement.
+    ///
+    /// # Panics
+    ///
+    /// If none comes.
+    pub fn repeat(&self, notice: &Notice, to: SocketAddr) {
         self.send(&notice.encode(&self.keys), to);
         while !matches!(self.hear().0, Datagram::Ack(ack) if ack.seq == notice.seq) {}
     }

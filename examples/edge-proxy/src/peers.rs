@@ -7,6 +7,7 @@
 //! The stage task that tells the peers stands in the builder, over a slot that is filled after `install`: only then is this
 //! run's incarnation known.
 
+use std::collections::BTreeSet;
 use std::fmt::Write as _;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
 use std::sync::{Arc, OnceLock};
@@ -31,6 +32,8 @@ use crate::targets::{Targets, target_of};
 pub(crate) struct Peers {
     registry: PeerRegistry,
     on: bool,
+    /// Whether there may be peers that are not configured.
+    discovers: bool,
     /// Filled once this run has its incarnation.
     voice: Arc<OnceLock<Voice>>,
 }
@@ -48,17 +51,27 @@ impl Peers {
     pub(crate) fn new(settings: &Settings, node_id: &str) -> Self {
         let registry = PeerRegistry::new(Id::of(node_id));
         settings.neighbours.peers.iter().for_each(|addr| registry.configure(*addr));
-        Self { registry, on: settings.neighbours.notices.is_some(), voice: Arc::default() }
+        let neighbours = &settings.neighbours;
+        Self {
+            registry,
+            on: neighbours.notices.is_some(),
+            discovers: !neighbours.mdns.is_empty(),
+            voice: Arc::default(),
+        }
     }
 
     /// What is known of them, kept over restarts.
     pub(crate) fn source(&self) -> Option<StateSource> {
         let (captured, restored) = (self.registry.clone(), self.registry.clone());
+        let discovers = self.discovers;
         self.on.then(|| {
             StateSource::new(
                 "peers",
                 move || Ok(captured.export(unix_ms())),
-                move |records: Vec<PeerRecord>, saved| {
+                move |mut records: Vec<PeerRecord>, saved| {
+                    if !discovers {
+                        only_configured(&mut records, &restored);
+                    }
                     let count = restored.import(&records, saved.at, unix_ms());
                     if count > 0 {
                         tracing::info!(count, age = ?saved.age, "peers restored, unverified until they answer");
@@ -252,6 +265,18 @@ impl Voice {
         let why = now.reason.as_ref().map_or(Why::Unsaid, Why::from);
         let drain = Duration::try_from_secs_f64(now.left_ms.unwrap_or_default() / 1000.0).unwrap_or_default();
         self.sender.leave(stage, why, drain).await
+    }
+}
+
+/// Takes from the peers of an earlier run those that are not configured any more: a departure of theirs is remembered, but no
+/// acknowledgement makes them peers again.
+fn only_configured(records: &mut [PeerRecord], peers: &PeerRegistry) {
+    let configured: BTreeSet<_> = peers.peers(unix_ms()).iter().filter_map(|peer| peer.configured).collect();
+    for record in records {
+        let at = record.addr.as_deref().and_then(|addr| addr.parse().ok());
+        if !at.is_some_and(|at| configured.contains(&at)) {
+            record.member = Some(false);
+        }
     }
 }
 

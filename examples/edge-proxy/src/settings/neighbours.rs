@@ -22,7 +22,7 @@ pub(crate) struct Neighbours {
     pub(crate) notices: Option<Notices>,
     /// Interfaces; none: off.
     // The lead wires it.
-    mdns: Vec<String>,
+    pub(crate) mdns: Vec<String>,
     // The lead wires it.
     service_type: String,
 }

@@ -10,6 +10,7 @@ pub mod h2raw;
 pub mod judges;
 pub mod manager;
 pub mod mdns_wire;
+pub mod mesh;
 pub mod netns;
 pub mod process;
 pub mod rig;

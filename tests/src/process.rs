@@ -387,9 +387,14 @@ pub struct EdgeProxy {
 impl EdgeProxy {
     /// A command for an edge-proxy on free ports, its data below `dir`.
     pub fn command(dir: &Path) -> Command {
+        Self::command_at(dir, SocketAddr::from(([127, 0, 0, 1], 0)))
+    }
+
+    /// The same, but that it listens there.
+    pub fn command_at(dir: &Path, listen: SocketAddr) -> Command {
         let mut command = Command::new(binary("edge-proxy"));
         command
-            .args(["--listen", "127.0.0.1:0", "--admin", "127.0.0.1:0", "--data-dir"])
+            .args(["--listen", &listen.to_string(), "--admin", "127.0.0.1:0", "--data-dir"])
             .arg(dir.join("data"))
             .current_dir(dir);
         for name in shutdown_core::ShutdownConfig::VARIABLES.iter().chain(&FROM_SYSTEMD) {

@@ -1,6 +1,6 @@
 //! Bad input gets one clear sentence that names the thing and the fix, the documented exit code, and writes nothing.
 
-use std::net::TcpListener;
+use std::net::{TcpListener, UdpSocket};
 use std::path::Path;
 use std::process::Command;
 
@@ -73,6 +73,34 @@ fn a_configuration_that_cannot_be_used_is_exit_2_and_names_the_thing_and_the_fix
         (&["--database", "mysql://me:pass@db/x"], none, &["--database", "\"mysql\"", "postgres://"]),
         (&[], &[("EDGE_PROXY_CACHE", "memcached://a")], &["EDGE_PROXY_CACHE", "\"memcached\"", "redis://"]),
         (&["--registry", "registry:80"], none, &["--registry", "http://host:port/path"]),
+        (&["--peer", "edge-2:80", "--notice-insecure"], none, &["--peer", "\"edge-2:80\"", "10.0.0.2:8080"]),
+        (&["--peer", "10.0.0.2:0", "--notice-insecure"], none, &["--peer", "between 1 and 65535"]),
+        (
+            &[],
+            &[("EDGE_PROXY_PEER", "10.0.0.2:1, 0.0.0.0:1")],
+            &["EDGE_PROXY_PEER", "\"0.0.0.0:1\"", "reach"],
+        ),
+        (&["--peer", "10.0.0.2:80"], none, &["--peer", "--notice-key-file", "--notice-insecure"]),
+        (
+            &["--notice-listen", "127.0.0.1:0"],
+            none,
+            &["--notice-listen", "--notice-key-file", "--notice-insecure"],
+        ),
+        (&["--notice-listen", "8080", "--notice-insecure"], none, &["--notice-listen", "\"8080\"", "port"]),
+        (&[], &[("EDGE_PROXY_NOTICE_INSECURE", "yes")], &["EDGE_PROXY_NOTICE_INSECURE", "true nor false"]),
+        (
+            &["--notice-key-file", "missing.keys"],
+            none,
+            &["--notice-key-file", "missing.keys", "cannot be read"],
+        ),
+        (
+            &["--listen", "127.0.0.1:7", "--peer", "127.0.0.1:7", "--notice-insecure"],
+            none,
+            &["--peer 127.0.0.1:7", "itself", "others"],
+        ),
+        (&["--mdns", "eth0/1"], none, &["--mdns", "\"eth0/1\"", "ip link"]),
+        (&["--mdns", "sixteen-bytes-is"], none, &["--mdns", "sixteen-bytes-is", "ip link"]),
+        (&["--service-type", "_edge._sctp.local."], none, &["--service-type", "_sctp", "_name._tcp.local."]),
     ];
     for (args, env, wanted) in cases {
         let (code, sentence) = refused(args, env, |_| {});
@@ -99,6 +127,13 @@ fn a_file_that_cannot_be_understood_is_exit_2_and_named() {
         ),
         (&[], write(".env", "this is no assignment\n"), [".env", "line 1"]),
         (&["--admin-token-file", "empty"], write("empty", "\n"), ["empty", "token"]),
+        (&["--notice-key-file", "keys"], write("keys", "# none yet\n"), ["\"keys\"", "no key"]),
+        (&["--notice-key-file", "keys"], write("keys", "1:0011\n"), ["\"keys\"", "line 1"]),
+        (
+            &["--notice-key-file", "keys", "--notice-insecure"],
+            write("keys", "1:000102030405060708090a0b0c0d0e0f\n"),
+            ["--notice-insecure", "leave"],
+        ),
     ] {
         let (code, sentence) = refused(args, &[], prepare);
         println!("{code} {sentence}");
@@ -122,6 +157,16 @@ fn an_address_in_use_is_exit_1_and_named() {
 }
 
 #[test]
+fn an_address_in_use_by_another_that_hears_notices_is_exit_1_and_named() {
+    let taken = UdpSocket::bind("127.0.0.1:0").expect("a free port");
+    let addr = taken.local_addr().expect("bound").to_string();
+    let (code, sentence) = refused(&["--notice-listen", &addr, "--notice-insecure"], &[], |_| {});
+    println!("{code} {sentence}");
+    assert_eq!(code, 1, "{sentence}");
+    assert!(sentence.contains(&addr) && sentence.contains("another with --notice-listen"), "{sentence}");
+}
+
+#[test]
 fn a_data_directory_that_cannot_be_written_is_exit_1_and_named() {
     // A file stands where a directory should be made: refused to root as well.
     let (code, sentence) = refused(&["--data-dir", "taken/data"], &[], |dir| {
@@ -130,6 +175,24 @@ fn a_data_directory_that_cannot_be_written_is_exit_1_and_named() {
     println!("{code} {sentence}");
     assert_eq!(code, 1, "{sentence}");
     assert!(sentence.contains("taken/data") && sentence.contains("--data-dir"), "{sentence}");
+}
+
+#[test]
+fn check_shows_the_neighbours_and_never_a_key() {
+    let dir = tempfile::tempdir().expect("a temporary directory");
+    let key = "000102030405060708090a0b0c0d0e0f";
+    std::fs::write(dir.path().join("keys"), format!("7:{key}\n9:ff{key}\n")).expect("a file");
+    let mut command = Command::new(binary("edge-proxy"));
+    command.args(["--check", "--peer", "10.0.0.2:80", "--notice-key-file", "keys", "--mdns", "eth0"]);
+    command.args(["--service-type", "_edge._udp.local"]).current_dir(dir.path());
+    let mut process = Process::start(command.env("EDGE_PROXY_NOTICE_LISTEN", "127.0.0.1:9"));
+    assert_eq!(process.exit_code(PATIENCE), 0, "{}", process.stderr());
+    let plan = process.stdout();
+    for part in ["10.0.0.2:80", "127.0.0.1:9", "[7, 9] in keys", "eth0", "_edge._udp.local.", "peer notices"]
+    {
+        assert!(plan.contains(part), "{part:?} is not in:\n{plan}");
+    }
+    assert!(!plan.contains(key), "{plan}");
 }
 
 #[test]

@@ -1,6 +1,7 @@
 //! The circuit breakers over restarts, and what the admin routes show of them.
 
 use std::collections::BTreeSet;
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -15,10 +16,11 @@ use crate::upstreams::Upstream;
 /// What is older says nothing about an upstream any more.
 const MAX_AGE: Duration = Duration::from_secs(600);
 
-/// Keeps them over restarts. What is known of upstreams that are not configured any more is forgotten, and so is what
-/// was known of the demo's, whose ports are new with every start.
-pub(crate) fn source(breakers: Arc<Breakers>, upstreams: &[Upstream]) -> StateSource {
-    let configured: BTreeSet<String> = upstreams.iter().map(ToString::to_string).collect();
+/// Keeps them over restarts. What is known of upstreams and peers that are not configured any more is forgotten, and so is
+/// what was known of the demo's, whose ports are new with every start.
+pub(crate) fn source(breakers: Arc<Breakers>, upstreams: &[Upstream], peers: &[SocketAddr]) -> StateSource {
+    let peers = peers.iter().map(|addr| Upstream::from(*addr).to_string());
+    let configured: BTreeSet<String> = upstreams.iter().map(ToString::to_string).chain(peers).collect();
     let restored = Arc::clone(&breakers);
     StateSource::new(
         "breakers",

@@ -1,5 +1,7 @@
 //! The proxy itself: passes requests on, around upstreams that do not answer.
 //!
+//! A request that a peer has sent goes to upstreams alone (`CDN-Loop`, RFC 8586).
+//!
 //! A breaker is told at the head of the answer: a stream that goes on for hours holds no probe's place. Until then the
 //! permit lives in the request's context and goes with it, so a client that leaves gives it back.
 //!
@@ -10,10 +12,10 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use bytes::Bytes;
-use http::{Method, StatusCode};
+use http::{HeaderMap, Method, StatusCode};
 use pingora_core::upstreams::peer::HttpPeer;
 use pingora_core::{Error, ErrorSource, ErrorType, Result, RetryType};
-use pingora_http::ResponseHeader;
+use pingora_http::{RequestHeader, ResponseHeader};
 use pingora_proxy::{ProxyHttp, Session};
 use shutdown_core::breaker::{Call, OwnedPermit};
 use tokio::time::Instant;
@@ -21,7 +23,7 @@ use tokio::time::Instant;
 use crate::request_log::Entry;
 use crate::resources::Opened;
 use crate::response_cache::Cached;
-use crate::upstreams::{Picked, Tried, Upstreams};
+use crate::targets::{Picked, Route, Scope, Target, Targets};
 
 /// How long an upstream has to accept a connection, and its name to be resolved.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
@@ -31,21 +33,23 @@ const NO_ANSWER: Duration = Duration::from_secs(10);
 /// Round robin with retries. It knows nothing of shutdowns: `shutdown_pingora` wraps it.
 #[derive(Debug)]
 pub(crate) struct Edge {
-    upstreams: Arc<Upstreams>,
+    targets: Arc<Targets>,
     opened: Opened,
 }
 
 impl Edge {
-    pub(crate) fn new(upstreams: Arc<Upstreams>, opened: Opened) -> Self {
-        Self { upstreams, opened }
+    pub(crate) fn new(targets: Arc<Targets>, opened: Opened) -> Self {
+        Self { targets, opened }
     }
 
-    pub(crate) fn upstreams(&self) -> &Upstreams {
-        &self.upstreams
+    /// Where this request goes, as far as it has come.
+    fn pick(&self, session: &Session, way: &mut Way) -> Picked {
+        let route = way.route.get_or_insert_with(|| self.targets.route(scope(&session.req_header().headers)));
+        self.targets.pick(route, Instant::now())
     }
 }
 
-/// One request's way to an upstream.
+/// One request's way to an upstream or a peer.
 #[derive(Debug)]
 pub(crate) struct Way {
     cached: Cached,
@@ -53,10 +57,12 @@ pub(crate) struct Way {
     entry: Option<Entry>,
     /// Of the answer whose head has come.
     status: Option<StatusCode>,
-    tried: Tried,
-    /// Where it goes next, if that is decided already.
-    next: Option<usize>,
-    chosen: usize,
+    /// From the first choice on.
+    route: Option<Route>,
+    /// The last one that was chosen.
+    chosen: Option<usize>,
+    /// It goes there next: that is decided already.
+    decided: bool,
     /// Since when that one was asked.
     since: Option<Instant>,
     /// A pooled connection turned out to be closed.
@@ -71,24 +77,40 @@ impl Way {
             cached: Cached::default(),
             entry: None,
             status: None,
-            tried: Tried::default(),
-            next: None,
-            chosen: 0,
+            route: None,
+            chosen: None,
+            decided: false,
             since: None,
             stale: false,
             permit: None,
         }
     }
 
+    fn target(&self) -> Option<&Target> {
+        Some(self.route.as_ref()?.target(self.chosen?))
+    }
+
+    fn choose(&mut self, index: usize, permit: Option<OwnedPermit>) {
+        (self.chosen, self.permit) = (Some(index), permit);
+    }
+
+    /// Of one that has left nothing is told: that its connections end is no failure.
     fn record(&mut self, call: Call) {
         if let Some(permit) = self.permit.take() {
-            permit.record(call, Instant::now());
+            let left = self.target().is_some_and(Target::has_left);
+            permit.record(if left { Call::Abandoned } else { call }, Instant::now());
         }
+    }
+
+    /// Notes that the chosen one cannot be reached; whether there is another one to try.
+    fn failed(&mut self) -> bool {
+        let chosen = self.chosen;
+        self.route.as_mut().zip(chosen).is_some_and(|(route, chosen)| route.failed(chosen))
     }
 
     fn log(&mut self) {
         if let Some(entry) = self.entry.take() {
-            let upstream = self.since.is_some().then_some(self.chosen);
+            let upstream = self.since.and(self.target()).map(|target| Arc::clone(target.name()));
             entry.record(self.status.map_or(0, |status| status.as_u16()), upstream, self.cached.as_str());
         }
     }
@@ -123,8 +145,11 @@ impl ProxyHttp for Edge {
 
     /// The last hook that may answer by itself.
     async fn proxy_upstream_filter(&self, session: &mut Session, way: &mut Way) -> Result<bool> {
-        match self.upstreams.pick(way.tried, Instant::now()) {
-            Picked::To(index, permit) => (way.next, way.permit) = (Some(index), permit),
+        match self.pick(session, way) {
+            Picked::To(index, permit) => {
+                way.choose(index, permit);
+                way.decided = true;
+            }
             Picked::AllOpen(after) => {
                 refuse(session, after).await?;
                 return Ok(false);
@@ -135,21 +160,17 @@ impl ProxyHttp for Edge {
         Ok(true)
     }
 
-    async fn upstream_peer(&self, _: &mut Session, way: &mut Way) -> Result<Box<HttpPeer>> {
-        let upstreams = &self.upstreams;
-        way.since = Some(Instant::now());
+    async fn upstream_peer(&self, session: &mut Session, way: &mut Way) -> Result<Box<HttpPeer>> {
         loop {
-            way.chosen = match way.next.take() {
-                Some(chosen) => chosen,
-                None => match upstreams.pick(way.tried, Instant::now()) {
-                    Picked::To(index, permit) => {
-                        way.permit = permit;
-                        index
-                    }
+            if !std::mem::take(&mut way.decided) {
+                match self.pick(session, way) {
+                    Picked::To(index, permit) => way.choose(index, permit),
                     Picked::AllOpen(_) | Picked::NoneLeft => break,
-                },
-            };
-            let resolved = tokio::time::timeout(CONNECT_TIMEOUT, upstreams.get(way.chosen).addr()).await;
+                }
+            }
+            way.since = Some(Instant::now());
+            let Some(target) = way.target() else { break };
+            let resolved = tokio::time::timeout(CONNECT_TIMEOUT, target.addr()).await;
             match resolved.unwrap_or_else(|_| Err(std::io::ErrorKind::TimedOut.into())) {
                 Ok(addr) => {
                     let mut peer = HttpPeer::new(addr, false, String::new());
@@ -157,15 +178,28 @@ impl ProxyHttp for Edge {
                     return Ok(Box::new(peer));
                 }
                 Err(error) => {
-                    tracing::warn!(upstream = %upstreams.get(way.chosen), %error, "upstream cannot be resolved");
+                    tracing::warn!(upstream = %target.name(), %error, "upstream cannot be resolved");
                     // The resolver's failure, which says nothing about the upstream.
                     way.record(Call::Abandoned);
-                    upstreams.failed(way.chosen, &mut way.tried);
+                    way.failed();
                 }
             }
         }
         // 502: it is the upstreams' fault.
         Err(Error::explain(ErrorType::ConnectError, "no upstream is left to try").into_up())
+    }
+
+    /// A peer that is sent a request passes it to no other peer.
+    async fn upstream_request_filter(
+        &self,
+        _: &mut Session,
+        request: &mut RequestHeader,
+        way: &mut Way,
+    ) -> Result<()> {
+        if way.target().is_some_and(Target::is_peer) {
+            request.append_header(CDN_LOOP, LOOP_NAME)?;
+        }
+        Ok(())
     }
 
     /// Nothing was sent yet, so another upstream may be tried whatever the method.
@@ -176,15 +210,15 @@ impl ProxyHttp for Edge {
         way: &mut Way,
         mut error: Box<Error>,
     ) -> Box<Error> {
-        let upstreams = &self.upstreams;
         way.record(match error.etype() {
             ErrorType::ConnectTimedout => Call::TimedOut,
             // We have no socket, which says nothing about anybody else.
             ErrorType::SocketError | ErrorType::BindError | ErrorType::InternalError => Call::Abandoned,
             _ => Call::ConnectFailed,
         });
-        let retry = upstreams.failed(way.chosen, &mut way.tried);
-        tracing::warn!(upstream = %upstreams.get(way.chosen), %error, retry, "upstream cannot be reached");
+        let retry = way.failed();
+        let upstream = way.target().map(Target::name);
+        tracing::warn!(upstream = upstream.map(tracing::field::display), %error, retry, "upstream cannot be reached");
         error.set_retry(retry);
         error
     }
@@ -284,6 +318,21 @@ impl ProxyHttp for Edge {
     }
 }
 
+/// Says in a request whom it came by (RFC 8586).
+const CDN_LOOP: &str = "CDN-Loop";
+/// What an edge-proxy calls itself there.
+const LOOP_NAME: &str = "edge-proxy";
+
+/// A request that comes from a peer goes to upstreams alone: else two peers would pass it to and fro.
+fn scope(headers: &HeaderMap) -> Scope {
+    let names = |value: &http::HeaderValue| {
+        let text = String::from_utf8_lossy(value.as_bytes());
+        // A comma within a parameter's quotes would at worst keep a request from the peers.
+        text.split(',').any(|info| info.split(';').next().unwrap_or_default().trim() == LOOP_NAME)
+    };
+    if headers.get_all(CDN_LOOP).iter().any(names) { Scope::Upstreams } else { Scope::All }
+}
+
 /// 503 and when to come back. The client's connection stays as it is, unless its body does not come.
 async fn refuse(session: &mut Session, after: Duration) -> Result<()> {
     let mut answer = ResponseHeader::build(503, Some(2))?;
@@ -311,6 +360,21 @@ fn retry_after(after: Duration) -> u64 {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_request_comes_from_a_peer_if_one_of_its_loop_names_is_ours() {
+        for (values, scope_of) in [
+            (&[][..], Scope::All),
+            (&["edge-proxy"], Scope::Upstreams),
+            (&["cdn.example; x=1 , edge-proxy ;v=\"2\""], Scope::Upstreams),
+            (&["cdn.example", "edge-proxy"], Scope::Upstreams),
+            (&["edge-proxy.example", "my edge-proxy", "a;b=edge-proxy"], Scope::All),
+        ] {
+            let mut headers = HeaderMap::new();
+            values.iter().for_each(|value| _ = headers.append(CDN_LOOP, value.parse().unwrap()));
+            assert_eq!(scope(&headers), scope_of, "{values:?}");
+        }
+    }
 
     #[test]
     fn retry_after_is_whole_seconds_rounded_up_and_never_at_once() {

@@ -11,8 +11,8 @@ use crate::Failure;
 
 /// An edge proxy that stops well.
 ///
-/// Each flag but --check and --unit is also EDGE_PROXY_<FLAG> in the environment or in .env (several upstreams separated by
-/// commas) and, but for --config, a key of the configuration file. A flag goes before the environment, that before .env, that before the file.
+/// Each flag but --check and --unit is also EDGE_PROXY_<FLAG> in the environment or in .env (several upstreams, peers or interfaces
+/// separated by commas) and, but for --config, a key of the configuration file. A flag goes before the environment, that before .env, that before the file.
 /// The budgets of the shutdown are SHUTDOWN_* variables, lower-case keys in the file; --check shows them.
 #[derive(Debug, Default, Parser)]
 #[command(name = "edge-proxy", version)]
@@ -61,6 +61,26 @@ pub(crate) struct Flags {
     /// A registry to announce this node to, and to leave, as http://host:port/path [default: none]
     #[arg(long, value_name = "URL")]
     pub(crate) registry: Option<String>,
+    /// A neighbour, as IP:port, where it serves and hears notices; repeat it for several. Requests go there as well, until it
+    /// says that it leaves; and it is told when this node does [default: none]
+    #[arg(long, value_name = "ADDR")]
+    pub(crate) peer: Vec<String>,
+    /// Where notices of peers are heard, over UDP [default: where clients connect, if there is a --peer; else nowhere]
+    #[arg(long, value_name = "ADDR")]
+    pub(crate) notice_listen: Option<String>,
+    /// The cluster's keys, a line each, as key_id:hex: the first signs notices, all of them verify (openssl rand -hex 32 makes
+    /// one)
+    #[arg(long, value_name = "FILE")]
+    pub(crate) notice_key_file: Option<String>,
+    /// Notices without a key, which anybody can forge: for tests. In the environment and in the file: true or false
+    #[arg(long)]
+    pub(crate) notice_insecure: bool,
+    /// A network interface to announce this node on and to find others, by mDNS; repeat it for several [default: none]
+    #[arg(long, value_name = "IFACE")]
+    pub(crate) mdns: Vec<String>,
+    /// As what, there [default: _edge._tcp.local.]
+    #[arg(long, value_name = "TYPE")]
+    pub(crate) service_type: Option<String>,
     /// This node's name [default: <host name>-<listen port>]
     #[arg(long, value_name = "NAME")]
     pub(crate) node_id: Option<String>,
@@ -93,6 +113,11 @@ impl Flags {
     pub(crate) fn given(&self, flag: &str) -> Vec<String> {
         let one = match flag {
             "upstream" => return self.upstream.clone(),
+            "peer" => return self.peer.clone(),
+            "mdns" => return self.mdns.clone(),
+            "notice-insecure" => {
+                return self.notice_insecure.then(|| "true".to_owned()).into_iter().collect();
+            }
             "reap" => return self.reap.then(|| "true".to_owned()).into_iter().collect(),
             "config" => &self.config,
             "listen" => &self.listen,
@@ -105,6 +130,9 @@ impl Flags {
             "cache" => &self.cache,
             "cache-interval" => &self.cache_interval,
             "registry" => &self.registry,
+            "notice-listen" => &self.notice_listen,
+            "notice-key-file" => &self.notice_key_file,
+            "service-type" => &self.service_type,
             "node-id" => &self.node_id,
             "cluster" => &self.cluster,
             "lame-duck-policy" => &self.lame_duck_policy,
@@ -153,7 +181,9 @@ mod tests {
 
     #[test]
     fn a_wrong_flag_is_one_sentence_that_names_it() {
-        for args in [&["--mdns", "lo"][..], &["--listen"], &["--listen", "a", "--listen", "b"], &["stray"]] {
+        for args in
+            [&["--frobnicate", "lo"][..], &["--listen"], &["--listen", "a", "--listen", "b"], &["stray"]]
+        {
             let text = asked(args).unwrap_err().to_string();
             assert_eq!(text.lines().count(), 1, "{text}");
             assert!(text.contains(args[0]) && text.ends_with("see --help"), "{text}");

@@ -10,11 +10,13 @@ mod breakers;
 mod demo;
 mod edge;
 mod flags;
+mod peers;
 mod reap;
 mod request_log;
 mod resources;
 mod response_cache;
 mod settings;
+mod targets;
 mod unit;
 mod upstreams;
 
@@ -40,10 +42,11 @@ use tokio::time::Instant;
 
 use crate::edge::Edge;
 use crate::flags::{Asked, Flags};
+use crate::peers::Peers;
 use crate::resources::{Opened, Resources};
 use crate::settings::Settings;
+use crate::targets::{MOST_TRIES, Targets};
 use crate::unit::Unit;
-use crate::upstreams::Upstreams;
 
 fn main() -> ExitCode {
     // First: until the coordinator stands, a stop signal leaves at once with 128+n and has nothing to clean up.
@@ -69,7 +72,7 @@ fn main() -> ExitCode {
 ///
 /// ```text
 ///           TERM here: 143, nothing touched │ TERM here: the whole shutdown, and its report
-///   check ─ bind ────────────────────── install: state ─ database ─ admin ─ proxy ─ registry ─ ready
+///   check ─ bind ────────────── install: state ─ database ─ admin ─ proxy ─ registry, peers ─ ready
 /// ```
 ///
 /// Were the state opened before `install`, a signal between the two would leave a directory behind. `install` opens it
@@ -83,7 +86,9 @@ fn run(signals: Signals) -> Result<ExitCode, Failure> {
     let unit = unit(&flags)?;
     let settings = settings(&flags, unit.as_ref())?;
     let resources = Resources::default();
-    let planned = coordinator(&settings, settings.listen.port(), None, &resources);
+    let port = settings.listen.port();
+    let peers = Peers::new(&settings, &settings.node_id(port));
+    let planned = coordinator(&settings, port, None, &resources, &peers);
     let plan =
         Resources::planned(planned, &settings).plan().map_err(|error| Failure::Usage(error.to_string()))?;
     if check {
@@ -95,13 +100,17 @@ fn run(signals: Signals) -> Result<ExitCode, Failure> {
     let mut systemd = Systemd::from_env().map_err(|error| Failure::Usage(sentence(&error)))?;
     let (traffic, admin) = listeners(&mut systemd, &settings)?;
     let (at, admin_at) = (addr(&traffic)?, addr(&admin)?);
+    settings.neighbours.check(at).map_err(Failure::Usage)?;
+    let notices = settings.neighbours.notices.as_ref();
+    let heard = notices.map(|notices| Ok((notices, peers::listen(notices, at)?))).transpose()?;
     let node_id = settings.node_id(at.port());
+    let peers = Peers::new(&settings, &node_id);
     let runtime = Runtime::new().map_err(|error| Failure::start("no runtime", error))?;
 
     resources.enter(&settings, &node_id).map_err(Failure::Usage)?;
 
     let breakers = settings.breaker.map(|config| Arc::new(Breakers::new(config, Instant::now())));
-    let shutdown = coordinator(&settings, at.port(), breakers.as_ref(), &resources)
+    let shutdown = coordinator(&settings, at.port(), breakers.as_ref(), &resources, &peers)
         .signals(signals)
         .runtime(runtime.handle().clone())
         .install()
@@ -114,8 +123,8 @@ fn run(signals: Signals) -> Result<ExitCode, Failure> {
         given if !given.is_empty() => given,
         _ => runtime.block_on(demo::start()).map_err(|error| Failure::start("no demo", error))?,
     };
-    let upstreams = Arc::new(Upstreams::new(all, breakers.as_deref(), settings.when_all_open));
-    let opening = resources.open(&settings, upstreams.names(), shutdown);
+    let targets = Arc::new(Targets::new(all, breakers.clone(), settings.when_all_open));
+    let opening = resources.open(&settings, shutdown);
     let opened = match runtime.block_on(opening) {
         Ok(Some(opened)) => opened,
         Err(error) if !shutdown.is_shutting_down() => return Err(not_opened(&error)),
@@ -126,13 +135,21 @@ fn run(signals: Signals) -> Result<ExitCode, Failure> {
             shutdown.wait().exit()
         }
     };
-    serve_admin(admin, &settings, shutdown, &upstreams, breakers.as_ref(), &opened, &node_id)?;
-    serve_traffic(&runtime, traffic, shutdown, Edge::new(Arc::clone(&upstreams), opened));
+    peers.route(&targets);
+    let shown = Shown { targets: &targets, breakers: breakers.as_ref(), opened: &opened, peers: &peers };
+    serve_admin(admin, &settings, shutdown, &shown, &node_id)?;
+    serve_traffic(&runtime, traffic, shutdown, Edge::new(Arc::clone(&targets), opened));
     let entered = runtime.enter();
     resources.announce(at);
     drop(entered);
+    let heard_at = heard.as_ref().and_then(|(_, socket)| socket.local_addr().ok());
+    if let Some((notices, socket)) = heard {
+        let node = (&*node_id, &*settings.cluster);
+        peers.start(notices, socket, node, at, shutdown, Arc::clone(&targets))?;
+    }
 
-    print(&what_to_try(shutdown, &settings, at, admin_at, &node_id, &upstreams));
+    let neighbours = heard_at.map(|heard_at| (heard_at, peers.listed()));
+    print(&what_to_try(shutdown, &settings, at, admin_at, &node_id, &targets, neighbours));
     tracing::info!(listen = %at, admin = %admin_at, node_id, cluster = settings.cluster, "ready");
     systemd.ready(shutdown, format_args!("serving http://{at}, admin http://{admin_at}"));
 
@@ -166,19 +183,24 @@ fn coordinator(
     port: u16,
     breakers: Option<&Arc<Breakers>>,
     resources: &Resources,
+    peers: &Peers,
 ) -> Builder {
     let mut state = StateStore::in_dir(&settings.data_dir)
         .node_id(settings.node_id(port))
         .interval(settings.state_interval);
     if let Some(breakers) = breakers {
-        state = state.source(breakers::source(Arc::clone(breakers), &settings.upstreams));
+        let configured = &settings.neighbours.peers;
+        state = state.source(breakers::source(Arc::clone(breakers), &settings.upstreams, configured));
+    }
+    if let Some(known) = peers.source() {
+        state = state.source(known);
     }
     let builder = ShutdownCoordinator::builder()
         .program("edge-proxy")
         .config(settings.budgets.clone())
         .report_dir(settings.data_dir.clone())
         .state(state);
-    resources.stage_tasks(builder, settings)
+    peers.stage_task(resources.stage_tasks(builder, settings), settings)
 }
 
 fn not_opened(error: &OpenError) -> Failure {
@@ -237,20 +259,28 @@ fn addr(listener: &TcpListener) -> Result<SocketAddr, Failure> {
     listener.local_addr().map_err(|error| Failure::start("a listener without an address", error))
 }
 
+/// What the admin routes show.
+struct Shown<'a> {
+    targets: &'a Arc<Targets>,
+    breakers: Option<&'a Arc<Breakers>>,
+    opened: &'a Opened,
+    peers: &'a Peers,
+}
+
 /// On the coordinator's own runtime: it answers until the process ends, and is never counted.
 fn serve_admin(
     listener: TcpListener,
     settings: &Settings,
     shutdown: ShutdownCoordinator,
-    upstreams: &Arc<Upstreams>,
-    breakers: Option<&Arc<Breakers>>,
-    opened: &Opened,
+    shown: &Shown<'_>,
     node_id: &str,
 ) -> Result<(), Failure> {
-    let shown = Arc::clone(upstreams);
+    let Shown { targets, breakers, opened, peers } = *shown;
+    let targets = Arc::clone(targets);
     let (cache, database, resources) = (opened.clone(), opened.clone(), opened.clone());
     let (node_id, cluster) = (node_id.to_owned(), settings.cluster.clone());
     let (seen, measured) = (breakers.cloned(), breakers.cloned());
+    let (known, notices, counted) = (peers.clone(), peers.clone(), peers.clone());
     Admin::new(shutdown)
         .extra("breakers", move || breakers::shown(seen.as_deref()))
         .metrics(move || measured.as_deref().map(breakers::families).unwrap_or_default())
@@ -261,7 +291,10 @@ fn serve_admin(
         .last_shutdown(ReportFiles::new(&settings.data_dir).last())
         .extra("node_id", move || node_id.clone().into())
         .extra("cluster", move || cluster.clone().into())
-        .extra("upstreams", move || shown.shown())
+        .extra("upstreams", move || targets.shown())
+        .extra("peers", move || known.peers_shown())
+        .extra("notices", move || notices.notices_shown())
+        .metrics(move || counted.families())
         .serve(listener)
         .map(drop)
         .map_err(|error| Failure::start("the admin routes cannot be served", error))
@@ -269,8 +302,8 @@ fn serve_admin(
 
 fn serve_traffic(runtime: &Runtime, listener: TcpListener, shutdown: ShutdownCoordinator, edge: Edge) {
     let cores = std::thread::available_parallelism().map_or(1, usize::from);
-    // One try for each upstream, beside Pingora's own for pooled connections that turned out to be closed.
-    let max_retries = edge.upstreams().len() + ServerConf::default().max_retries;
+    // One try for each target, beside Pingora's own for pooled connections that turned out to be closed.
+    let max_retries = MOST_TRIES + ServerConf::default().max_retries;
     let conf = Arc::new(ServerConf { threads: cores, max_retries, ..ServerConf::default() });
     let serving = Proxy::new(edge, shutdown).conf(conf).serve(listener);
     // It ends by itself when Draining begins. Without it there is no service: its failure is a reason to stop.
@@ -321,18 +354,24 @@ fn what_to_try(
     at: SocketAddr,
     admin: SocketAddr,
     node_id: &str,
-    upstreams: &Upstreams,
+    targets: &Targets,
+    neighbours: Option<(SocketAddr, String)>,
 ) -> String {
     let pid = std::process::id();
     let kind = if settings.upstreams.is_empty() { "built-in demo" } else { "given" };
     let report = ReportFiles::new(&settings.data_dir).last();
     let state = shutdown.state_store().ok().and_then(StateStore::loaded);
     let state = state.map_or_else(String::new, ToString::to_string);
+    let neighbours = neighbours.map_or_else(String::new, |(heard_at, peers)| {
+        let peers = if peers.is_empty() { String::new() } else { format!("  peers      {peers}\n") };
+        format!("{peers}  notices    heard on {heard_at} (UDP)\n")
+    });
     let mut text = format!(
         "edge-proxy {} as {node_id}, pid {pid}\n\
          \x20 traffic    http://{at}\n\
          \x20 admin      http://{admin}\n\
-         \x20 upstreams  {upstreams} ({kind})\n\
+         \x20 upstreams  {targets} ({kind})\n\
+         {neighbours}\
          \x20 state      {state}\n\
          \x20 database   {}\n\
          \x20 cache      {}\n\

@@ -71,7 +71,7 @@ impl Entry {
     }
 
     /// Puts it into the log, now that it is over.
-    pub(crate) fn record(self, status: u16, upstream: Option<usize>, cache: &'static str) {
+    pub(crate) fn record(self, status: u16, upstream: Option<Arc<str>>, cache: &'static str) {
         let Self { log, began, method, path } = self;
         let took_ms = i64::try_from(began.elapsed().as_millis()).unwrap_or_default();
         log.record(Row { at_ms: now_ms() - took_ms, method, path, status, took_ms, upstream, cache });
@@ -86,8 +86,8 @@ struct Row {
     path: Box<str>,
     status: u16,
     took_ms: i64,
-    /// Which of the upstreams.
-    upstream: Option<usize>,
+    /// The name of the upstream or peer.
+    upstream: Option<Arc<str>>,
     cache: &'static str,
 }
 
@@ -147,10 +147,10 @@ struct Shared {
     full: Notify,
 }
 
-/// The log, and the task that writes it into `database`. `upstreams` are their names. It is there until the process ends: a
+/// The log, and the task that writes it into `database`. It is there until the process ends: a
 /// request costs no count of who has it.
-pub(crate) fn open(database: Database, upstreams: Vec<String>) -> (&'static RequestLog, Writer) {
-    let tables = Tables { database, upstreams, kept: KEPT, since_trim: KEPT };
+pub(crate) fn open(database: Database) -> (&'static RequestLog, Writer) {
+    let tables = Tables { database, kept: KEPT, since_trim: KEPT };
     let (log, writer) = with_queue(QUEUE, tables);
     (Box::leak(Box::new(log)), writer)
 }
@@ -304,7 +304,6 @@ impl Writer {
 /// The two tables.
 struct Tables {
     database: Database,
-    upstreams: Vec<String>,
     kept: i64,
     /// Rows written since the last trimming.
     since_trim: i64,
@@ -327,14 +326,13 @@ impl Tables {
         );
         let mut query = sqlx::query(&text).persistent(false);
         for row in rows {
-            let upstream = row.upstream.and_then(|index| self.upstreams.get(index)).map_or("", |name| name);
             query = query
                 .bind(row.at_ms)
                 .bind(&*row.method)
                 .bind(&*row.path)
                 .bind(i64::from(row.status))
                 .bind(row.took_ms)
-                .bind(upstream)
+                .bind(row.upstream.as_deref().unwrap_or_default())
                 .bind(row.cache);
         }
         query.execute(&mut *transaction).await?;
@@ -386,13 +384,21 @@ mod tests {
     }
 
     fn tables(database: &Database, kept: i64) -> Tables {
-        Tables { database: database.clone(), upstreams: vec!["http://a:1".into()], kept, since_trim: 0 }
+        Tables { database: database.clone(), kept, since_trim: 0 }
     }
 
     fn row(number: i64) -> Row {
         let status = if number % 2 == 0 { 200 } else { 404 };
         let (method, path) = (named(&Method::GET), "/a".into());
-        Row { at_ms: number, method, path, status, took_ms: 1, upstream: Some(0), cache: "miss" }
+        Row {
+            at_ms: number,
+            method,
+            path,
+            status,
+            took_ms: 1,
+            upstream: Some("http://a:1".into()),
+            cache: "miss",
+        }
     }
 
     async fn number(database: &Database, query: &str) -> i64 {

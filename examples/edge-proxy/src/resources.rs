@@ -83,7 +83,6 @@ impl Resources {
     pub(crate) async fn open(
         &self,
         settings: &Settings,
-        upstreams: Vec<String>,
         shutdown: ShutdownCoordinator,
     ) -> Result<Option<Opened>, OpenError> {
         let mut opened = Opened::default();
@@ -100,7 +99,7 @@ impl Resources {
                 database = Box::pin(Database::open(url, "edge-proxy", request_log::SCHEMA)) => database?,
             };
             fill(&self.database, database.clone());
-            let (log, writer) = request_log::open(database, upstreams);
+            let (log, writer) = request_log::open(database);
             // Refused only if the stop has come as far as its stage: then there will be no rows.
             let _ = shutdown.spawn(REQUEST_LOG, |told| writer.run(told));
             opened.log = Some(log);
@@ -142,7 +141,7 @@ fn fill<T>(slot: &OnceLock<T>, value: T) {
 }
 
 /// The stage task that closes what is in the slot by then.
-fn when_open<T, Fut>(
+pub(crate) fn when_open<T, Fut>(
     slot: &Arc<OnceLock<T>>,
     close: impl FnOnce(T, StageContext) -> Fut + Send + 'static,
 ) -> impl FnOnce(StageContext) -> std::pin::Pin<Box<dyn Future<Output = Result<(), BoxError>> + Send>>

@@ -6,6 +6,8 @@
 //! Variables `EDGE_PROXY_*` that are no flag are passed over in silence: Kubernetes sets `EDGE_PROXY_PORT` and its
 //! like for a Service of that name. Unknown keys in the TOML file are mistakes, because nobody else writes there.
 
+mod neighbours;
+
 use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::fmt;
@@ -20,10 +22,12 @@ use shutdown_core::breaker;
 use shutdown_core::{LameDuckPolicy, ShutdownConfig, display_duration, parse_duration};
 
 use crate::flags::Flags;
-use crate::upstreams::{MOST, Upstream, WhenAllOpen};
+pub(crate) use crate::settings::neighbours::{Neighbours, Notices};
+use crate::targets::WhenAllOpen;
+use crate::upstreams::Upstream;
 
 /// The flags that take a value.
-pub(crate) const FLAGS: [&str; 16] = [
+pub(crate) const FLAGS: [&str; 21] = [
     "config",
     "listen",
     "admin",
@@ -36,6 +40,11 @@ pub(crate) const FLAGS: [&str; 16] = [
     "cache",
     "cache-interval",
     "registry",
+    "peer",
+    "notice-listen",
+    "notice-key-file",
+    "mdns",
+    "service-type",
     "node-id",
     "cluster",
     "lame-duck-policy",
@@ -43,7 +52,10 @@ pub(crate) const FLAGS: [&str; 16] = [
 ];
 
 /// The flags that take none: true or false where they are not a flag.
-pub(crate) const SWITCHES: [&str; 1] = ["reap"];
+pub(crate) const SWITCHES: [&str; 2] = ["notice-insecure", "reap"];
+
+/// The flags that can be repeated: separated by commas in a variable, an array in the file.
+const REPEATED: [&str; 3] = ["upstream", "peer", "mdns"];
 
 /// The request log's file in the data directory.
 const DATABASE: &str = "edge-proxy.db";
@@ -69,6 +81,7 @@ pub(crate) struct Settings {
     pub(crate) cache: Option<CacheUrl>,
     pub(crate) cache_interval: Duration,
     pub(crate) registry: Option<RegistryUrl>,
+    pub(crate) neighbours: Neighbours,
     /// As given; see [`node_id`](Self::node_id).
     node_id: Option<String>,
     pub(crate) cluster: String,
@@ -117,6 +130,7 @@ impl Settings {
             cache: sources.url_or_off("cache", || CacheUrl::Memory)?,
             cache_interval: sources.duration("cache-interval", CACHE_INTERVAL)?,
             registry: sources.url("registry")?,
+            neighbours: sources.neighbours()?,
             data_dir,
             state_interval: sources.duration("state-interval", shutdown_core::state::INTERVAL)?,
             node_id: sources.name("node-id")?,
@@ -126,6 +140,7 @@ impl Settings {
             budgets: sources.budgets()?,
         };
         settings.check_admin(admin)?;
+        settings.neighbours.check(listen)?;
         if let Some(url) = settings.registry.clone() {
             Registry::new(url, &settings.node_id(listen.port()))
                 .map_err(|error| format!("--node-id: {error}"))?;
@@ -174,6 +189,7 @@ impl fmt::Display for Settings {
         line("cache", shown(&self.cache))?;
         line("cache-interval", &display_duration(self.cache_interval))?;
         line("registry", shown(&self.registry))?;
+        self.neighbours.lines(&mut line)?;
         line("node-id", &self.node_id(self.listen.port()))?;
         line("cluster", &self.cluster)?;
         line("lame-duck-policy", &self.budgets.lame_duck_policy)?;
@@ -231,9 +247,9 @@ impl Sources<'_> {
         }
         let variable = format!("EDGE_PROXY_{}", flag.to_uppercase().replace('-', "_"));
         if let Some((from, text)) = self.variable(&variable)? {
-            let parts: Vec<_> = match flag {
-                "upstream" => text.split(',').map(|part| part.trim().to_owned()).collect(),
-                _ => vec![text],
+            let parts: Vec<_> = match REPEATED.contains(&flag) {
+                true => text.split(',').map(|part| part.trim().to_owned()).collect(),
+                false => vec![text],
             };
             return Ok(parts.into_iter().map(|text| value(&from, text)).collect());
         }
@@ -297,9 +313,6 @@ impl Sources<'_> {
 
     fn upstreams(&self) -> Result<Vec<Upstream>, String> {
         let all = self.all("upstream")?;
-        if all.len() > MOST {
-            return Err(format!("{} upstreams are more than the {MOST} that are supported", all.len()));
-        }
         all.iter()
             .map(|value| Upstream::parse(&value.text).map_err(|error| format!("{error} ({})", value.from)))
             .collect()
@@ -376,7 +389,7 @@ fn read_file(path: &Value) -> Result<BTreeMap<String, Vec<String>>, String> {
             toml::Value::String(text) => vec![text],
             toml::Value::Boolean(on) if is_switch => vec![on.to_string()],
             toml::Value::Integer(seconds) if is_budget => vec![seconds.to_string()],
-            toml::Value::Array(parts) if name == "upstream" => parts
+            toml::Value::Array(parts) if REPEATED.contains(&name.as_str()) => parts
                 .into_iter()
                 .map(|part| match part {
                     toml::Value::String(text) => Ok(text),
@@ -505,7 +518,7 @@ mod tests {
             (load(none(), &[("EDGE_PROXY_ADMIN", "x")], "", ""), "EDGE_PROXY_ADMIN \"x\""),
             (load(none(), &[], "EDGE_PROXY_ADMIN=x\n", ""), ".env: EDGE_PROXY_ADMIN \"x\""),
             (load(none(), &[], "", "admin = 'x'"), "edge.toml: admin \"x\""),
-            (load(none(), &[], "", "mdns = 'lo'"), "unknown key \"mdns\""),
+            (load(none(), &[], "", "lisen = 'lo'"), "unknown key \"lisen\""),
             (load(none(), &[], "", "config = 'other'"), "unknown key \"config\""),
             (load(none(), &[], "", "listen = 1"), "listen must be a string"),
             (load(none(), &[], "", "reap = 1"), "reap must be true or false"),

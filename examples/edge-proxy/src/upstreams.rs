@@ -1,19 +1,7 @@
-//! Where requests go: round robin, past those whose circuit breaker does not admit.
-//!
-//! Choosing is pure: time is an argument.
+//! An upstream as it is written, and what it is called.
 
 use std::fmt;
 use std::net::{IpAddr, SocketAddr};
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::time::Duration;
-
-use serde_json::{Value, json};
-use shutdown_core::breaker::{Breaker, Breakers, OwnedPermit};
-use tokio::time::Instant;
-
-/// As many as a [`Tried`] can remember.
-pub(crate) const MOST: usize = 64;
 
 const NO_PORT: &str = "has no port between 1 and 65535: write http://host:port";
 
@@ -76,6 +64,14 @@ impl Upstream {
         }
     }
 
+    /// Its address, if it was given as one; an IPv4 address in IPv6's clothes is an IPv4 address.
+    pub(crate) fn given_addr(&self) -> Option<SocketAddr> {
+        match &self.host {
+            Host::Ip(ip) => Some(SocketAddr::new(ip.to_canonical(), self.port)),
+            Host::Name(_) => None,
+        }
+    }
+
     /// Its address now. A name is resolved each time: what it stands for may change.
     ///
     /// # Errors
@@ -107,285 +103,9 @@ impl fmt::Display for Upstream {
     }
 }
 
-/// What becomes of a request when no upstream's breaker admits it.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(crate) enum WhenAllOpen {
-    /// 503, with the time after which the first of them half-opens.
-    #[default]
-    Refuse,
-    /// It goes to the next one in turn. How that ends tells no breaker anything.
-    Try,
-}
-
-impl WhenAllOpen {
-    /// The policy of this name.
-    pub(crate) fn parse(text: &str) -> Option<Self> {
-        [Self::Refuse, Self::Try].into_iter().find(|policy| policy.as_str() == text)
-    }
-
-    const fn as_str(self) -> &'static str {
-        match self {
-            Self::Refuse => "refuse",
-            Self::Try => "try",
-        }
-    }
-}
-
-impl fmt::Display for WhenAllOpen {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.pad(self.as_str())
-    }
-}
-
-/// All upstreams. Health is passive: only real requests find out, and only the breakers remember.
-#[derive(Debug)]
-pub(crate) struct Upstreams {
-    all: Vec<Guarded>,
-    next: AtomicUsize,
-    when_all_open: WhenAllOpen,
-    /// Whether it was said that none admits.
-    all_open: AtomicBool,
-}
-
-#[derive(Debug)]
-struct Guarded {
-    upstream: Upstream,
-    /// `None`: breakers are off.
-    breaker: Option<Arc<Breaker>>,
-}
-
-/// Which upstreams a request has failed to reach.
-#[derive(Clone, Copy, Debug, Default)]
-pub(crate) struct Tried(u64);
-
-impl Tried {
-    fn has(self, index: usize) -> bool {
-        self.0 & (1 << index) != 0
-    }
-}
-
-/// Where a request goes.
-#[derive(Debug)]
-pub(crate) enum Picked {
-    /// To this one. The permit is its breaker's, if it is asked and told.
-    To(usize, Option<OwnedPermit>),
-    /// Nowhere: no breaker admits, for this long.
-    AllOpen(Duration),
-    /// Nowhere: it has failed to reach one, and there is no other.
-    NoneLeft,
-}
-
-impl Upstreams {
-    /// At least one and at most [`MOST`], each with the breaker of its name.
-    pub(crate) fn new(
-        upstreams: Vec<Upstream>,
-        breakers: Option<&Breakers>,
-        when_all_open: WhenAllOpen,
-    ) -> Self {
-        let guarded = |upstream: Upstream| {
-            let breaker = breakers.map(|breakers| breakers.get(&upstream.to_string()));
-            Guarded { upstream, breaker }
-        };
-        Self {
-            all: upstreams.into_iter().map(guarded).collect(),
-            next: AtomicUsize::new(0),
-            when_all_open,
-            all_open: AtomicBool::new(false),
-        }
-    }
-
-    pub(crate) fn len(&self) -> usize {
-        self.all.len()
-    }
-
-    /// Their names, in the order of their indices.
-    pub(crate) fn names(&self) -> Vec<String> {
-        self.all.iter().map(|guarded| guarded.upstream.to_string()).collect()
-    }
-
-    pub(crate) fn get(&self, index: usize) -> &Upstream {
-        &self.all[index].upstream
-    }
-
-    /// The next one in turn that was not tried and whose breaker admits.
-    pub(crate) fn pick(&self, tried: Tried, now: Instant) -> Picked {
-        let turn = self.next.fetch_add(1, Ordering::Relaxed);
-        let in_turn = || {
-            let all = (0..self.all.len()).map(|step| turn.wrapping_add(step) % self.all.len());
-            all.filter(|index| !tried.has(*index))
-        };
-        let mut soonest = Duration::MAX;
-        for index in in_turn() {
-            let Some(breaker) = &self.all[index].breaker else { return Picked::To(index, None) };
-            match breaker.try_acquire_owned(now) {
-                Ok(permit) => {
-                    self.admitted(&permit);
-                    return Picked::To(index, Some(permit));
-                }
-                Err(rejected) => {
-                    soonest = soonest.min(rejected.retry_after);
-                    // Its turn is over, too: else all of it would fall on its neighbour.
-                    self.next.fetch_add(1, Ordering::Relaxed);
-                }
-            }
-        }
-        let Some(next) = in_turn().next() else { return Picked::NoneLeft };
-        let none_tried = tried.0 == 0;
-        if none_tried {
-            self.none_admits(soonest);
-        }
-        match self.when_all_open {
-            WhenAllOpen::Try => Picked::To(next, None),
-            WhenAllOpen::Refuse if none_tried => Picked::AllOpen(soonest),
-            WhenAllOpen::Refuse => Picked::NoneLeft,
-        }
-    }
-
-    /// Notes that `index` could not be reached; whether there is another one to try.
-    pub(crate) fn failed(&self, index: usize, tried: &mut Tried) -> bool {
-        tried.0 |= 1 << index;
-        (tried.0.count_ones() as usize) < self.all.len()
-    }
-
-    /// Says once that none admits.
-    fn none_admits(&self, soonest: Duration) {
-        if !self.all_open.swap(true, Ordering::Relaxed) {
-            let policy = self.when_all_open.as_str();
-            tracing::warn!(policy, half_open_in = ?soonest, "no upstream's circuit breaker admits requests");
-        }
-    }
-
-    /// Says once that one admits again. A probe does not yet mean that.
-    fn admitted(&self, permit: &OwnedPermit) {
-        if self.all_open.load(Ordering::Relaxed)
-            && !permit.is_probe()
-            && self.all_open.swap(false, Ordering::Relaxed)
-        {
-            tracing::info!(upstream = permit.breaker().key(), "an upstream admits requests again");
-        }
-    }
-
-    /// For `/status`.
-    pub(crate) fn shown(&self) -> Value {
-        self.all.iter().map(|guarded| json!({ "url": guarded.upstream.to_string() })).collect()
-    }
-}
-
-impl fmt::Display for Upstreams {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let all: Vec<_> = self.all.iter().map(|guarded| guarded.upstream.to_string()).collect();
-        f.write_str(&all.join(", "))
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    fn three(spec: &str, when_all_open: WhenAllOpen, now: Instant) -> Upstreams {
-        let upstreams =
-            (1..=3).map(|port| Upstream::parse(&format!("http://127.0.0.1:{port}")).unwrap()).collect();
-        let breakers = Breakers::new(spec.parse().unwrap(), now);
-        Upstreams::new(upstreams, Some(&breakers), when_all_open)
-    }
-
-    fn picked(upstreams: &Upstreams, now: Instant) -> (usize, OwnedPermit) {
-        match upstreams.pick(Tried::default(), now) {
-            Picked::To(index, Some(permit)) => (index, permit),
-            other => panic!("{other:?}"),
-        }
-    }
-
-    fn open_all(upstreams: &Upstreams, now: Instant) {
-        while let Picked::To(_, Some(permit)) = upstreams.pick(Tried::default(), now) {
-            permit.failure(now);
-        }
-    }
-
-    #[test]
-    fn upstreams_take_turns_with_breakers_and_without() {
-        let now = Instant::now();
-        let upstreams = three("", WhenAllOpen::Refuse, now);
-        let order: Vec<_> = (0..6).map(|_| picked(&upstreams, now).0).collect();
-        assert_eq!(order, [0, 1, 2, 0, 1, 2]);
-        let off = Upstreams::new(vec![upstreams.get(0).clone()], None, WhenAllOpen::Refuse);
-        assert!(matches!(off.pick(Tried::default(), now), Picked::To(0, None)));
-    }
-
-    #[test]
-    fn one_whose_breaker_is_open_is_passed_over_until_it_half_opens() {
-        let now = Instant::now();
-        let upstreams = three("volume=1,sleep=5s", WhenAllOpen::Refuse, now);
-        picked(&upstreams, now).1.failure(now);
-        let picks = |now| -> Vec<_> { (0..4).map(|_| picked(&upstreams, now).0).collect() };
-        assert!(!picks(now).contains(&0));
-        assert!(picks(now + Duration::from_secs(5)).contains(&0));
-    }
-
-    #[test]
-    fn the_load_of_an_open_one_is_spread_over_all_others() {
-        let now = Instant::now();
-        let upstreams = three("volume=1,sleep=5s", WhenAllOpen::Refuse, now);
-        picked(&upstreams, now).1.failure(now);
-        let mut loads = [0; 3];
-        (0..300).for_each(|_| loads[picked(&upstreams, now).0] += 1);
-        assert_eq!(loads, [0, 150, 150]);
-    }
-
-    #[test]
-    fn a_request_tries_each_upstream_once() {
-        let now = Instant::now();
-        let upstreams = three("", WhenAllOpen::Refuse, now);
-        let mut tried = Tried::default();
-        let mut order = Vec::new();
-        while let Picked::To(index, permit) = upstreams.pick(tried, now) {
-            drop(permit);
-            order.push(index);
-            assert_eq!(upstreams.failed(index, &mut tried), order.len() < 3);
-        }
-        order.sort_unstable();
-        assert_eq!(order, [0, 1, 2]);
-        assert!(matches!(upstreams.pick(tried, now), Picked::NoneLeft));
-    }
-
-    #[test]
-    fn when_all_are_open_the_policy_decides_and_a_try_tells_no_breaker() {
-        let now = Instant::now();
-        let later = now + Duration::from_secs(1);
-        let refusing = three("volume=1,sleep=5s", WhenAllOpen::Refuse, now);
-        open_all(&refusing, now);
-        let left = Duration::from_secs(4);
-        assert!(matches!(refusing.pick(Tried::default(), later), Picked::AllOpen(after) if after == left));
-        let trying = three("volume=1,sleep=5s", WhenAllOpen::Try, now);
-        // The first round opened them; here it never ends with a permit either.
-        open_all(&trying, now);
-        let turns: Vec<_> = (0..3)
-            .map(|_| match trying.pick(Tried::default(), later) {
-                Picked::To(index, None) => index,
-                other => panic!("{other:?}"),
-            })
-            .collect();
-        assert_eq!(turns.len(), 3);
-        assert_ne!(turns[0], turns[1]);
-    }
-
-    #[test]
-    fn one_that_failed_to_connect_while_the_others_are_open_is_a_failure_and_no_refusal() {
-        let now = Instant::now();
-        let upstreams = three("volume=1,sleep=5s", WhenAllOpen::Refuse, now);
-        open_all(&upstreams, now);
-        let mut tried = Tried::default();
-        upstreams.failed(0, &mut tried);
-        assert!(matches!(upstreams.pick(tried, now), Picked::NoneLeft));
-    }
-
-    #[test]
-    fn a_policy_reads_back() {
-        for policy in [WhenAllOpen::Refuse, WhenAllOpen::Try] {
-            assert_eq!(WhenAllOpen::parse(&policy.to_string()), Some(policy));
-        }
-        assert_eq!(WhenAllOpen::parse("refused"), None);
-    }
 
     #[test]
     fn an_upstream_reads_back_as_it_is_shown() {

@@ -1,0 +1,312 @@
+//! The neighbours: told when this node leaves and when it is back, heard when they do, and sent requests.
+//!
+//! A thread of its own, `notices`, hears them, says at the start that this node is there, and replaces the table of targets
+//! when the registry changes: a flood of forged datagrams slows down neither requests nor a stop. It lives as long as the
+//! process, so that a peer that leaves at the same time is answered.
+//!
+//! The stage task that tells the peers stands in the builder, over a slot that is filled after `install`: only then is this
+//! run's incarnation known.
+
+use std::collections::BTreeSet;
+use std::fmt::Write as _;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
+use std::sync::{Arc, OnceLock};
+use std::time::Duration;
+
+use axum_service::resources::now_ms;
+use serde_json::{Map, Value, json};
+use shutdown_core::peers::notice::{Identity, NoticeCounts, Receiver, Sender, Why, bind};
+use shutdown_core::peers::{Id, Incarnation, PeerRecord, PeerRegistry, PeerState};
+use shutdown_core::state::{StateSource, StateStore};
+use shutdown_core::{Builder, ShutdownCoordinator, Stage, StageContext, sentence};
+use shutdown_tower::admin::Family;
+use tokio::runtime;
+
+use crate::Failure;
+use crate::resources::when_open;
+use crate::settings::{Notices, Settings};
+use crate::targets::{Targets, target_of};
+
+/// The neighbours of this node, as far as notices are on. Clones are the same.
+#[derive(Clone)]
+pub(crate) struct Peers {
+    registry: PeerRegistry,
+    on: bool,
+    /// Whether there may be peers that are not configured.
+    discovers: bool,
+    /// Filled once this run has its incarnation.
+    voice: Arc<OnceLock<Voice>>,
+}
+
+/// What tells the others.
+#[derive(Clone)]
+struct Voice {
+    identity: Identity,
+    sender: Sender,
+    shutdown: ShutdownCoordinator,
+}
+
+impl Peers {
+    /// The peers that are configured.
+    pub(crate) fn new(settings: &Settings, node_id: &str) -> Self {
+        let registry = PeerRegistry::new(Id::of(node_id));
+        settings.neighbours.peers.iter().for_each(|addr| registry.configure(*addr));
+        let neighbours = &settings.neighbours;
+        Self {
+            registry,
+            on: neighbours.notices.is_some(),
+            discovers: !neighbours.mdns.is_empty(),
+            voice: Arc::default(),
+        }
+    }
+
+    /// What is known of them, kept over restarts.
+    pub(crate) fn source(&self) -> Option<StateSource> {
+        let (captured, restored) = (self.registry.clone(), self.registry.clone());
+        let discovers = self.discovers;
+        self.on.then(|| {
+            StateSource::new(
+                "peers",
+                move || Ok(captured.export(unix_ms())),
+                move |mut records: Vec<PeerRecord>, saved| {
+                    if !discovers {
+                        only_configured(&mut records, &restored);
+                    }
+                    let count = restored.import(&records, saved.at, unix_ms());
+                    if count > 0 {
+                        tracing::info!(count, age = ?saved.age, "peers restored, unverified until they answer");
+                    }
+                    Ok(())
+                },
+            )
+        })
+    }
+
+    /// Adds the stage task that tells them.
+    pub(crate) fn stage_task(&self, builder: Builder, settings: &Settings) -> Builder {
+        if settings.neighbours.peers.is_empty() {
+            return builder;
+        }
+        builder.stage_task(Stage::Departure, "peer notices", when_open(&self.voice, Voice::leave))
+    }
+
+    /// Has requests go where the registry says by now.
+    pub(crate) fn route(&self, targets: &Targets) {
+        targets.update(&self.registry.peers(unix_ms()));
+    }
+
+    /// Begins to hear the others on this socket and to tell them, and keeps the targets as the registry says. `at` is where
+    /// this node serves.
+    ///
+    /// # Errors
+    ///
+    /// No thread can be had.
+    pub(crate) fn start(
+        &self,
+        notices: &Notices,
+        socket: UdpSocket,
+        (node_id, cluster): (&str, &str),
+        at: SocketAddr,
+        shutdown: ShutdownCoordinator,
+        targets: Arc<Targets>,
+    ) -> Result<(), Failure> {
+        if notices.keys.is_insecure() {
+            tracing::warn!("notices are not authenticated (--notice-insecure): anybody can withdraw nodes");
+        }
+        let incarnation =
+            shutdown.state_store().ok().and_then(StateStore::incarnation).unwrap_or_else(unix_ms);
+        let heard_at = socket.local_addr().unwrap_or(at);
+        let known_at = self.known_at([at, heard_at]);
+        let identity = Identity::new(node_id, cluster, Incarnation::new(incarnation), known_at);
+        let sender = Sender::new(identity.clone(), notices.keys.clone(), self.registry.clone());
+        let receiver = Receiver::new(socket, identity.clone(), notices.keys.clone(), self.registry.clone());
+        let told = sender.clone();
+        // Before the announcement: from then on a stop takes it back.
+        let _ = self.voice.set(Voice { identity, sender, shutdown });
+
+        let failed = |error| Failure::start("no thread for notices", error);
+        let runtime = runtime::Builder::new_current_thread().enable_all().build().map_err(failed)?;
+        let registry = self.registry.clone();
+        let mut changes = registry.subscribe();
+        // What has changed before it looks.
+        changes.mark_changed();
+        let run = move || {
+            // Tasks of their own, so that each has its turn however much there is to hear.
+            runtime.spawn(async move {
+                let Err(error) = receiver.run().await;
+                tracing::error!("notices of peers are not heard: {}", sentence(&error));
+            });
+            runtime.spawn(async move {
+                if shutdown.is_shutting_down() {
+                    return;
+                }
+                if let Err(error) = told.announce_return(shutdown.leaving()).await {
+                    tracing::warn!("peers are not told that this node is there: {}", sentence(&*error));
+                }
+            });
+            runtime.block_on(async {
+                while changes.changed().await.is_ok() {
+                    targets.update(&registry.peers(unix_ms()));
+                }
+            });
+        };
+        std::thread::Builder::new().name("notices".to_owned()).spawn(run).map(drop).map_err(failed)
+    }
+
+    /// What others may know this node by: these addresses, and for one that means all of this machine's, those from which
+    /// the peers are reached.
+    fn known_at(&self, own: [SocketAddr; 2]) -> Vec<SocketAddr> {
+        let peers = self.registry.peers(unix_ms());
+        let mut known = Vec::new();
+        for addr in own {
+            let at_all = addr.ip().is_unspecified();
+            let towards = peers.iter().filter(|_| at_all).filter_map(target_of).filter_map(towards);
+            let addresses = towards.map(|ip| SocketAddr::new(ip, addr.port()));
+            for addr in addresses.chain((!at_all).then_some(addr)) {
+                if !known.contains(&addr) {
+                    known.push(addr);
+                }
+            }
+        }
+        known
+    }
+
+    /// For `/status`.
+    pub(crate) fn peers_shown(&self) -> Value {
+        let text = |value: Option<String>| value.map_or(Value::Null, Value::String);
+        let peers = self.registry.peers(unix_ms()).into_iter().map(|peer| {
+            json!({
+                "node": text(peer.id.map(|id| id.to_string())),
+                "name": text(peer.name.as_deref().map(str::to_owned)),
+                "addresses": peer.addresses.iter().map(ToString::to_string).collect::<Vec<_>>(),
+                "target": text(target_of(&peer).map(|addr| format!("http://{addr}"))),
+                "state": peer.state,
+                "routable": peer.routable,
+                "incarnation": peer.incarnation,
+                "last_seen": peer.last_seen,
+            })
+        });
+        peers.collect()
+    }
+
+    /// For `/status`; null if they are off.
+    pub(crate) fn notices_shown(&self) -> Value {
+        let Some(Voice { identity, .. }) = self.voice.get() else { return Value::Null };
+        let NoticeCounts { sent, acknowledged, received, answered, refused, .. } = identity.counts();
+        let by_cause: Map<_, _> =
+            identity.refused().map(|(cause, count)| (cause.as_str().to_owned(), count.into())).collect();
+        json!({
+            "sent": sent,
+            "acknowledged": acknowledged,
+            "received": received,
+            "answered": answered,
+            "refused": refused,
+            "refused_by_cause": by_cause,
+            "withheld": self.registry.withheld(),
+        })
+    }
+
+    /// For `/metrics`; none if notices are off.
+    pub(crate) fn families(&self) -> Vec<Family> {
+        let Some(Voice { identity, .. }) = self.voice.get() else { return Vec::new() };
+        let counts = identity.counts();
+        let count = |name, help, value: u64| Family::counter(name, help).sample(&[], value as f64);
+        let mut refused = Family::counter(
+            "edge_proxy_notices_refused_total",
+            "Datagrams that came where notices are heard and were refused, by cause.",
+        );
+        for (cause, count) in identity.refused() {
+            refused = refused.sample(&[("cause", cause.as_str())], count as f64);
+        }
+        let peers = self.registry.peers(unix_ms());
+        let mut by_state = Family::gauge("edge_proxy_peers", "Peers in each state.");
+        for state in PeerState::ALL {
+            let count = peers.iter().filter(|peer| peer.state == state).count();
+            by_state = by_state.sample(&[("state", state.as_str())], count as f64);
+        }
+        vec![
+            count("edge_proxy_notices_sent_total", "Notices sent, repetitions included.", counts.sent),
+            count(
+                "edge_proxy_notices_acknowledged_total",
+                "Peers that have acknowledged a notice, once for each notice.",
+                counts.acknowledged,
+            ),
+            count(
+                "edge_proxy_notices_received_total",
+                "Notices that came and were in order, repetitions included.",
+                counts.received,
+            ),
+            refused,
+            count(
+                "edge_proxy_departures_withheld_total",
+                "Departures of peers that were not believed because too many left at once.",
+                self.registry.withheld(),
+            ),
+            by_state,
+        ]
+    }
+
+    /// The peers as they are configured and restored, for people.
+    pub(crate) fn listed(&self) -> String {
+        let mut text = String::new();
+        for peer in self.registry.peers(unix_ms()) {
+            let before = if text.is_empty() { "" } else { ", " };
+            let at = target_of(&peer).map_or_else(|| "nowhere".to_owned(), |addr| addr.to_string());
+            // Writing to a String cannot fail.
+            let _ = write!(text, "{before}{at} ({})", peer.state);
+        }
+        text
+    }
+}
+
+impl Voice {
+    async fn leave(self, stage: StageContext) -> Result<(), shutdown_core::BoxError> {
+        let now = self.shutdown.snapshot();
+        let why = now.reason.as_ref().map_or(Why::Unsaid, Why::from);
+        let drain = Duration::try_from_secs_f64(now.left_ms.unwrap_or_default() / 1000.0).unwrap_or_default();
+        self.sender.leave(stage, why, drain).await
+    }
+}
+
+/// Takes from the peers of an earlier run those that are not configured any more: a departure of theirs is remembered, but no
+/// acknowledgement makes them peers again.
+fn only_configured(records: &mut [PeerRecord], peers: &PeerRegistry) {
+    let configured: BTreeSet<_> = peers.peers(unix_ms()).iter().filter_map(|peer| peer.configured).collect();
+    for record in records {
+        let at = record.addr.as_deref().and_then(|addr| addr.parse().ok());
+        if !at.is_some_and(|at| configured.contains(&at)) {
+            record.member = Some(false);
+        }
+    }
+}
+
+/// Opens the socket to hear notices on.
+///
+/// # Errors
+///
+/// What the system said, and how to choose another address.
+pub(crate) fn listen(notices: &Notices, at: SocketAddr) -> Result<UdpSocket, Failure> {
+    let addr = notices.listen.unwrap_or(at);
+    bind(addr).map_err(|error| {
+        let fix = match error.kind() {
+            std::io::ErrorKind::AddrInUse => ": choose another with --notice-listen",
+            _ => " (--notice-listen)",
+        };
+        Failure::Start(format!("cannot hear notices on {addr} (UDP): {error}{fix}"))
+    })
+}
+
+/// The address of this machine that `peer` sees; no packet is sent to find out.
+fn towards(peer: SocketAddr) -> Option<IpAddr> {
+    let any = match peer {
+        SocketAddr::V4(_) => IpAddr::from(Ipv4Addr::UNSPECIFIED),
+        SocketAddr::V6(_) => Ipv6Addr::UNSPECIFIED.into(),
+    };
+    let socket = UdpSocket::bind((any, 0)).ok()?;
+    socket.connect(peer).ok()?;
+    socket.local_addr().ok().map(|addr| addr.ip())
+}
+
+fn unix_ms() -> u64 {
+    u64::try_from(now_ms()).unwrap_or_default()
+}

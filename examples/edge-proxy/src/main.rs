@@ -42,7 +42,7 @@ use tokio::time::Instant;
 
 use crate::edge::Edge;
 use crate::flags::{Asked, Flags};
-use crate::peers::Peers;
+use crate::peers::{Node, Peers};
 use crate::resources::{Opened, Resources};
 use crate::settings::Settings;
 use crate::targets::{MOST_TRIES, Targets};
@@ -102,7 +102,7 @@ fn run(signals: Signals) -> Result<ExitCode, Failure> {
     let (at, admin_at) = (addr(&traffic)?, addr(&admin)?);
     settings.neighbours.check(at).map_err(Failure::Usage)?;
     let notices = settings.neighbours.notices.as_ref();
-    let heard = notices.map(|notices| Ok((notices, peers::listen(notices, at)?))).transpose()?;
+    let heard = notices.map(|notices| peers::listen(notices, at)).transpose()?;
     let node_id = settings.node_id(at.port());
     let peers = Peers::new(&settings, &node_id);
     let runtime = Runtime::new().map_err(|error| Failure::start("no runtime", error))?;
@@ -142,11 +142,9 @@ fn run(signals: Signals) -> Result<ExitCode, Failure> {
     let entered = runtime.enter();
     resources.announce(at);
     drop(entered);
-    let heard_at = heard.as_ref().and_then(|(_, socket)| socket.local_addr().ok());
-    if let Some((notices, socket)) = heard {
-        let node = (&*node_id, &*settings.cluster);
-        peers.start(notices, socket, node, at, shutdown, Arc::clone(&targets))?;
-    }
+    let heard_at = heard.as_ref().and_then(|socket| socket.local_addr().ok());
+    let node = Node { id: &node_id, cluster: &settings.cluster, at, shutdown, targets: &targets };
+    peers.start(heard, &node)?;
 
     let neighbours = heard_at.map(|heard_at| (heard_at, peers.listed()));
     print(&what_to_try(shutdown, &settings, at, admin_at, &node_id, &targets, neighbours));
@@ -200,7 +198,7 @@ fn coordinator(
         .config(settings.budgets.clone())
         .report_dir(settings.data_dir.clone())
         .state(state);
-    peers.stage_task(resources.stage_tasks(builder, settings), settings)
+    peers.stage_tasks(resources.stage_tasks(builder, settings))
 }
 
 fn not_opened(error: &OpenError) -> Failure {
@@ -280,7 +278,7 @@ fn serve_admin(
     let (cache, database, resources) = (opened.clone(), opened.clone(), opened.clone());
     let (node_id, cluster) = (node_id.to_owned(), settings.cluster.clone());
     let (seen, measured) = (breakers.cloned(), breakers.cloned());
-    let (known, notices, counted) = (peers.clone(), peers.clone(), peers.clone());
+    let (known, notices, mdns, counted) = (peers.clone(), peers.clone(), peers.clone(), peers.clone());
     Admin::new(shutdown)
         .extra("breakers", move || breakers::shown(seen.as_deref()))
         .metrics(move || measured.as_deref().map(breakers::families).unwrap_or_default())
@@ -294,6 +292,7 @@ fn serve_admin(
         .extra("upstreams", move || targets.shown())
         .extra("peers", move || known.peers_shown())
         .extra("notices", move || notices.notices_shown())
+        .extra("mdns", move || mdns.mdns_shown())
         .metrics(move || counted.families())
         .serve(listener)
         .map(drop)

@@ -1,11 +1,11 @@
 //! The neighbours: told when this node leaves and when it is back, heard when they do, and sent requests.
 //!
-//! A thread of its own, `notices`, hears them, says at the start that this node is there, and replaces the table of targets
+//! A thread of its own, `neighbours`, hears them, says at the start that this node is there, and replaces the table of targets
 //! when the registry changes: a flood of forged datagrams slows down neither requests nor a stop. It lives as long as the
 //! process, so that a peer that leaves at the same time is answered.
 //!
-//! The stage task that tells the peers stands in the builder, over a slot that is filled after `install`: only then is this
-//! run's incarnation known.
+//! The stage tasks that tell the peers and say goodbye over mDNS stand in the builder, over slots that are filled after
+//! `install`: only then is this run's incarnation known. Both speak with the same one.
 
 use std::collections::BTreeSet;
 use std::fmt::Write as _;
@@ -16,26 +16,36 @@ use std::time::Duration;
 use axum_service::resources::now_ms;
 use serde_json::{Map, Value, json};
 use shutdown_core::peers::notice::{Identity, NoticeCounts, Receiver, Sender, Why, bind};
-use shutdown_core::peers::{Id, Incarnation, PeerRecord, PeerRegistry, PeerState};
+use shutdown_core::peers::{Id, Incarnation, PeerRecord, PeerRegistry, PeerState, Sighting};
 use shutdown_core::state::{StateSource, StateStore};
 use shutdown_core::{Builder, ShutdownCoordinator, Stage, StageContext, sentence};
+use shutdown_mdns::{Advertisement, Event, Found, Mdns};
 use shutdown_tower::admin::Family;
 use tokio::runtime;
 
 use crate::Failure;
 use crate::resources::when_open;
-use crate::settings::{Notices, Settings};
-use crate::targets::{Targets, target_of};
+use crate::settings::{Neighbours, Notices, Settings};
+use crate::targets::{Targets, is_link_local, target_of};
 
-/// The neighbours of this node, as far as notices are on. Clones are the same.
+/// The neighbours of this node, as far as notices or mDNS are on. Clones are the same.
 #[derive(Clone)]
 pub(crate) struct Peers {
     registry: PeerRegistry,
-    on: bool,
-    /// Whether there may be peers that are not configured.
-    discovers: bool,
-    /// Filled once this run has its incarnation.
+    neighbours: Neighbours,
+    /// Each is filled once this run has its incarnation.
     voice: Arc<OnceLock<Voice>>,
+    mdns: Arc<OnceLock<Mdns>>,
+}
+
+/// This run, as its neighbours know it.
+pub(crate) struct Node<'a> {
+    pub(crate) id: &'a str,
+    pub(crate) cluster: &'a str,
+    /// Where it serves.
+    pub(crate) at: SocketAddr,
+    pub(crate) shutdown: ShutdownCoordinator,
+    pub(crate) targets: &'a Arc<Targets>,
 }
 
 /// What tells the others.
@@ -51,20 +61,24 @@ impl Peers {
     pub(crate) fn new(settings: &Settings, node_id: &str) -> Self {
         let registry = PeerRegistry::new(Id::of(node_id));
         settings.neighbours.peers.iter().for_each(|addr| registry.configure(*addr));
-        let neighbours = &settings.neighbours;
-        Self {
-            registry,
-            on: neighbours.notices.is_some(),
-            discovers: !neighbours.mdns.is_empty(),
-            voice: Arc::default(),
-        }
+        let neighbours = settings.neighbours.clone();
+        Self { registry, neighbours, voice: Arc::default(), mdns: Arc::default() }
+    }
+
+    fn hears_notices(&self) -> bool {
+        self.neighbours.notices.is_some()
+    }
+
+    /// Whether there may be peers that are not configured.
+    fn discovers(&self) -> bool {
+        !self.neighbours.mdns.is_empty()
     }
 
     /// What is known of them, kept over restarts.
     pub(crate) fn source(&self) -> Option<StateSource> {
         let (captured, restored) = (self.registry.clone(), self.registry.clone());
-        let discovers = self.discovers;
-        self.on.then(|| {
+        let discovers = self.discovers();
+        (discovers || self.hears_notices()).then(|| {
             StateSource::new(
                 "peers",
                 move || Ok(captured.export(unix_ms())),
@@ -82,12 +96,18 @@ impl Peers {
         })
     }
 
-    /// Adds the stage task that tells them.
-    pub(crate) fn stage_task(&self, builder: Builder, settings: &Settings) -> Builder {
-        if settings.neighbours.peers.is_empty() {
-            return builder;
+    /// Adds the stage tasks that tell them.
+    pub(crate) fn stage_tasks(&self, mut builder: Builder) -> Builder {
+        if self.hears_notices() && (self.discovers() || !self.neighbours.peers.is_empty()) {
+            let leave = when_open(&self.voice, Voice::leave);
+            builder = builder.stage_task(Stage::Departure, "peer notices", leave);
         }
-        builder.stage_task(Stage::Departure, "peer notices", when_open(&self.voice, Voice::leave))
+        if self.discovers() {
+            let withdraw =
+                when_open(&self.mdns, |mdns: Mdns, stage| async move { mdns.withdraw(stage).await });
+            builder = builder.stage_task(Stage::Departure, "mdns", withdraw);
+        }
+        builder
     }
 
     /// Has requests go where the registry says by now.
@@ -95,62 +115,113 @@ impl Peers {
         targets.update(&self.registry.peers(unix_ms()));
     }
 
-    /// Begins to hear the others on this socket and to tell them, and keeps the targets as the registry says. `at` is where
-    /// this node serves.
+    /// Begins to hear the others, to tell them, to advertise this node and to discover others, as far as each is on, and keeps
+    /// the targets as the registry says. `socket` is where notices are heard.
     ///
     /// # Errors
     ///
-    /// No thread can be had.
-    pub(crate) fn start(
-        &self,
-        notices: &Notices,
-        socket: UdpSocket,
-        (node_id, cluster): (&str, &str),
-        at: SocketAddr,
-        shutdown: ShutdownCoordinator,
-        targets: Arc<Targets>,
-    ) -> Result<(), Failure> {
-        if notices.keys.is_insecure() {
-            tracing::warn!("notices are not authenticated (--notice-insecure): anybody can withdraw nodes");
+    /// No thread can be had, or an interface cannot be used.
+    pub(crate) fn start(&self, socket: Option<UdpSocket>, node: &Node<'_>) -> Result<(), Failure> {
+        let heard_at = socket.as_ref().and_then(|socket| socket.local_addr().ok());
+        let notices = self.neighbours.notices.as_ref().zip(socket);
+        if notices.is_none() && !self.discovers() {
+            return Ok(());
         }
-        let incarnation =
-            shutdown.state_store().ok().and_then(StateStore::incarnation).unwrap_or_else(unix_ms);
-        let heard_at = socket.local_addr().unwrap_or(at);
-        let known_at = self.known_at([at, heard_at]);
-        let identity = Identity::new(node_id, cluster, Incarnation::new(incarnation), known_at);
-        let sender = Sender::new(identity.clone(), notices.keys.clone(), self.registry.clone());
-        let receiver = Receiver::new(socket, identity.clone(), notices.keys.clone(), self.registry.clone());
-        let told = sender.clone();
-        // Before the announcement: from then on a stop takes it back.
-        let _ = self.voice.set(Voice { identity, sender, shutdown });
+        let saved = node.shutdown.state_store().ok().and_then(StateStore::incarnation);
+        let incarnation = Incarnation::new(saved.unwrap_or_else(unix_ms));
+        if self.discovers() {
+            self.advertise(node, incarnation.clone(), heard_at.map(|addr| addr.port()))?;
+        }
+        let hearing = notices.map(|(notices, socket)| self.speak(notices, socket, node, incarnation));
 
-        let failed = |error| Failure::start("no thread for notices", error);
+        let failed = |error| Failure::start("no thread for the neighbours", error);
         let runtime = runtime::Builder::new_current_thread().enable_all().build().map_err(failed)?;
         let registry = self.registry.clone();
         let mut changes = registry.subscribe();
         // What has changed before it looks.
         changes.mark_changed();
+        let (shutdown, targets) = (node.shutdown, Arc::clone(node.targets));
         let run = move || {
             // Tasks of their own, so that each has its turn however much there is to hear.
-            runtime.spawn(async move {
-                let Err(error) = receiver.run().await;
-                tracing::error!("notices of peers are not heard: {}", sentence(&error));
-            });
-            runtime.spawn(async move {
-                if shutdown.is_shutting_down() {
-                    return;
-                }
-                if let Err(error) = told.announce_return(shutdown.leaving()).await {
-                    tracing::warn!("peers are not told that this node is there: {}", sentence(&*error));
-                }
-            });
+            if let Some((receiver, sender)) = hearing {
+                runtime.spawn(async move {
+                    let Err(error) = receiver.run().await;
+                    tracing::error!("notices of peers are not heard: {}", sentence(&error));
+                });
+                runtime.spawn(async move {
+                    if shutdown.is_shutting_down() {
+                        return;
+                    }
+                    if let Err(error) = sender.announce_return(shutdown.leaving()).await {
+                        tracing::warn!("peers are not told that this node is there: {}", sentence(&*error));
+                    }
+                });
+            }
             runtime.block_on(async {
                 while changes.changed().await.is_ok() {
                     targets.update(&registry.peers(unix_ms()));
                 }
             });
         };
-        std::thread::Builder::new().name("notices".to_owned()).spawn(run).map(drop).map_err(failed)
+        std::thread::Builder::new().name("neighbours".to_owned()).spawn(run).map(drop).map_err(failed)
+    }
+
+    /// What hears and what tells, for this run.
+    fn speak(
+        &self,
+        notices: &Notices,
+        socket: UdpSocket,
+        node: &Node<'_>,
+        incarnation: Incarnation,
+    ) -> (Receiver, Sender) {
+        if notices.keys.is_insecure() {
+            tracing::warn!("notices are not authenticated (--notice-insecure): anybody can withdraw nodes");
+        }
+        let known_at = self.known_at([node.at, socket.local_addr().unwrap_or(node.at)]);
+        let identity = Identity::new(node.id, node.cluster, incarnation, known_at);
+        let sender = Sender::new(identity.clone(), notices.keys.clone(), self.registry.clone());
+        let receiver = Receiver::new(socket, identity.clone(), notices.keys.clone(), self.registry.clone());
+        // Before the announcement: from then on a stop takes it back.
+        let _ = self.voice.set(Voice { identity, sender: sender.clone(), shutdown: node.shutdown });
+        (receiver, sender)
+    }
+
+    /// Says over mDNS that this node is there, and takes the nodes of its cluster for peers.
+    fn advertise(
+        &self,
+        node: &Node<'_>,
+        incarnation: Incarnation,
+        notice_port: Option<u16>,
+    ) -> Result<(), Failure> {
+        if node.at.ip().is_loopback() && self.neighbours.mdns.iter().any(|interface| interface != "lo") {
+            tracing::warn!(
+                listen = %node.at,
+                "other machines are told of this one's addresses (--mdns), where nobody listens: give --listen 0.0.0.0:{}",
+                node.at.port()
+            );
+        }
+        let mdns = Mdns::start(Advertisement {
+            service_type: self.neighbours.service_type.clone(),
+            node_id: node.id.to_owned(),
+            port: node.at.port(),
+            interfaces: self.neighbours.mdns.clone(),
+            cluster: node.cluster.to_owned(),
+            incarnation,
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            notice_port,
+        })
+        .map_err(|error| Failure::start("--mdns", error))?;
+        let (registry, cluster) = (self.registry.clone(), node.cluster.to_owned());
+        mdns.browse(move |event| match event {
+            Event::Found(found) if found.cluster == cluster => {
+                _ = registry.sighted(sighting(found), unix_ms())
+            }
+            Event::Gone { node_id, .. } => _ = registry.goodbye(&node_id, unix_ms()),
+            Event::Lost { node_id, .. } => registry.lost(&node_id),
+            _ => {}
+        });
+        let _ = self.mdns.set(mdns);
+        Ok(())
     }
 
     /// What others may know this node by: these addresses, and for one that means all of this machine's, those from which
@@ -204,6 +275,14 @@ impl Peers {
             "refused_by_cause": by_cause,
             "withheld": self.registry.withheld(),
         })
+    }
+
+    /// For `/status`; null if it is off.
+    pub(crate) fn mdns_shown(&self) -> Value {
+        let Some(mdns) = self.mdns.get() else { return Value::Null };
+        let status = mdns.status();
+        let on = status.announced_on.iter().map(|on| format!("{on:?}")).collect::<Vec<_>>();
+        json!({ "state": format!("{:?}", status.state), "instance": status.instance, "announced_on": on })
     }
 
     /// For `/metrics`; none if notices are off.
@@ -266,6 +345,18 @@ impl Voice {
         let drain = Duration::try_from_secs_f64(now.left_ms.unwrap_or_default() / 1000.0).unwrap_or_default();
         self.sender.leave(stage, why, drain).await
     }
+}
+
+/// What discovery found, the addresses first that need no interface to be told.
+fn sighting(found: Found) -> Sighting {
+    let mut addresses = found.addresses;
+    addresses.sort_by_key(is_link_local);
+    let notices = addresses.first().zip(found.notice_port).map(|(addr, port)| {
+        let mut addr = *addr;
+        addr.set_port(port);
+        addr
+    });
+    Sighting { name: found.node_id, incarnation: found.incarnation, addresses, notices }
 }
 
 /// Takes from the peers of an earlier run those that are not configured any more: a departure of theirs is remembered, but no

@@ -328,12 +328,16 @@ impl fmt::Display for Targets {
 /// Where a peer is sent requests: where it is configured to be, else at the first of its addresses that others than its
 /// neighbours on the link reach, else at the first.
 pub(crate) fn target_of(peer: &Peer) -> Option<SocketAddr> {
-    let is_link_local = |addr: &SocketAddr| match addr.ip() {
-        IpAddr::V4(ip) => ip.is_link_local(),
-        IpAddr::V6(ip) => ip.is_unicast_link_local(),
-    };
     let reached_from_afar = || peer.addresses.iter().find(|addr| !is_link_local(addr)).copied();
     peer.configured.or_else(reached_from_afar).or_else(|| peer.addresses.first().copied())
+}
+
+/// Whether it is told over one link alone, and in IPv6 not without an interface.
+pub(crate) fn is_link_local(addr: &SocketAddr) -> bool {
+    match addr.ip() {
+        IpAddr::V4(ip) => ip.is_link_local(),
+        IpAddr::V6(ip) => ip.is_unicast_link_local(),
+    }
 }
 
 #[cfg(test)]

@@ -21,10 +21,8 @@ pub(crate) struct Neighbours {
     /// `None`: off.
     pub(crate) notices: Option<Notices>,
     /// Interfaces; none: off.
-    // The lead wires it.
     pub(crate) mdns: Vec<String>,
-    // The lead wires it.
-    service_type: String,
+    pub(crate) service_type: String,
 }
 
 /// Notices, which are on.

@@ -316,7 +316,8 @@ fn what_was_not_heard_from_for_long_is_forgotten() {
 #[test]
 fn a_record_that_cannot_be_understood_costs_nobody_else_anything() {
     let legacy = r#"[{"addr": "10.0.0.1:1"}, {"addr": "nowhere"}, {}, {"node": "xyz"},
-        {"addr": "10.0.0.1:2", "unknown": [1], "incarnation": 7}, {"addr": "10.0.0.1:2"}]"#;
+        {"addr": "10.0.0.1:2", "unknown": [1], "incarnation": 7, "last_seen": "noon", "heard": [1], "member": 3,
+         "also": {}, "name": 5, "left_at": -1}, {"addr": "10.0.0.1:2"}, {"addr": 7}]"#;
     let records: Vec<PeerRecord> = serde_json::from_str(legacy).unwrap();
     let registry = registry();
     assert_eq!(registry.import(&records, NOW - 1_000, NOW), 2);

@@ -5,7 +5,8 @@
 
 use std::net::SocketAddr;
 
-use serde::{Deserialize, Serialize};
+use serde::de::IgnoredAny;
+use serde::{Deserialize, Deserializer, Serialize};
 
 use crate::peers::id::Id;
 use crate::peers::registry::{Entry, FORGET, Standing, canonical, ms};
@@ -19,32 +20,34 @@ const LARGEST: u64 = (1 << 53) - 1;
 #[non_exhaustive]
 pub struct PeerRecord {
     /// Where it was configured to be, else where it serves.
-    #[serde(skip_serializing_if = "Option::is_none")]
+    #[serde(deserialize_with = "or_default", skip_serializing_if = "Option::is_none")]
     pub addr: Option<String>,
     /// Who it is: 32 hexadecimal digits.
-    #[serde(skip_serializing_if = "Option::is_none")]
+    #[serde(deserialize_with = "or_default", skip_serializing_if = "Option::is_none")]
     pub node: Option<String>,
     /// Its name in full.
-    #[serde(skip_serializing_if = "Option::is_none")]
+    #[serde(deserialize_with = "or_default", skip_serializing_if = "Option::is_none")]
     pub name: Option<String>,
     /// More addresses that it serves at.
-    #[serde(skip_serializing_if = "Vec::is_empty")]
+    #[serde(deserialize_with = "or_default", skip_serializing_if = "Vec::is_empty")]
     pub also: Vec<String>,
     /// Where it hears notices.
-    #[serde(skip_serializing_if = "Option::is_none")]
+    #[serde(deserialize_with = "or_default", skip_serializing_if = "Option::is_none")]
     pub notices: Option<String>,
     /// Its highest incarnation known.
+    #[serde(deserialize_with = "or_default")]
     pub incarnation: u64,
     /// Incarnation and number of the newest notice that was acted on.
-    #[serde(skip_serializing_if = "Option::is_none")]
+    #[serde(deserialize_with = "or_default", skip_serializing_if = "Option::is_none")]
     pub heard: Option<(u64, u64)>,
     /// Whether it is a peer, and not only somebody whose departure is remembered.
+    #[serde(deserialize_with = "or_default")]
     pub member: Option<bool>,
     /// When it left, milliseconds since the Unix epoch.
-    #[serde(skip_serializing_if = "Option::is_none")]
+    #[serde(deserialize_with = "or_default", skip_serializing_if = "Option::is_none")]
     pub left_at: Option<u64>,
     /// When it was heard from, milliseconds since the Unix epoch.
-    #[serde(skip_serializing_if = "Option::is_none")]
+    #[serde(deserialize_with = "or_default", skip_serializing_if = "Option::is_none")]
     pub last_seen: Option<u64>,
 }
 
@@ -104,6 +107,20 @@ impl PeerRecord {
             last_seen,
         })
     }
+}
+
+/// What is not of the field's type is taken for absent.
+fn or_default<'de, D: Deserializer<'de>, T: Deserialize<'de> + Default>(from: D) -> Result<T, D::Error> {
+    #[derive(Deserialize)]
+    #[serde(untagged)]
+    enum Read<T> {
+        Understood(T),
+        Other(IgnoredAny),
+    }
+    Ok(match Read::deserialize(from)? {
+        Read::Understood(value) => value,
+        Read::Other(_) => T::default(),
+    })
 }
 
 fn id_from_hex(hex: &str) -> Option<Id> {

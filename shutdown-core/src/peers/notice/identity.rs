@@ -42,7 +42,7 @@ pub struct NoticeCounts {
     pub acknowledged: u64,
     /// Notices that came and passed every check, repetitions included.
     pub received: u64,
-    /// Acknowledgements sent.
+    /// Acknowledgements given.
     pub answered: u64,
     /// Datagrams refused, whatever the cause.
     pub refused: u64,

@@ -51,7 +51,7 @@ impl Inbox {
         judged
     }
 
-    /// Counts an answer that was sent.
+    /// Counts an answer.
     pub(super) fn note_answered(&self) {
         self.identity.note_answered();
     }

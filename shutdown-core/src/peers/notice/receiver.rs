@@ -72,9 +72,10 @@ impl Receiver {
                 Ok((length, from)) => {
                     let Ok(heard) = inbox.receive(&buffer[..length], from, unix_ms()) else { continue };
                     log(&heard, from);
-                    // An answer that does not leave now is given again at the repetition.
-                    if heard.answer.is_some_and(|answer| socket.try_send_to(&answer, from).is_ok()) {
+                    if let Some(answer) = heard.answer {
+                        // First: who gets it may look. One that does not leave now is given again at the repetition.
                         inbox.note_answered();
+                        let _ = socket.try_send_to(&answer, from);
                     }
                 }
                 Err(error) => {

@@ -4,7 +4,7 @@ use std::io;
 use std::net::{Ipv4Addr, SocketAddr, UdpSocket};
 use std::time::Duration;
 
-use shutdown_core::peers::notice::{Identity, Keys, Kind, Sender};
+use shutdown_core::peers::notice::{Identity, Keys, Sender};
 use shutdown_core::peers::{Incarnation, PeerRegistry};
 use tokio::time::Instant;
 
@@ -29,9 +29,7 @@ pub(crate) fn compare() -> io::Result<String> {
     addrs.iter().for_each(|addr| peers.configure(*addr));
     let keys = Keys::insecure();
     let sender = Sender::new(identity.clone(), keys.clone(), peers);
-    let notice = identity.returning();
-    assert_eq!(notice.kind, Kind::Return);
-    let datagram = notice.encode(&keys);
+    let datagram = identity.returning().expect("it does not leave").encode(&keys);
 
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let ours = || -> io::Result<()> {

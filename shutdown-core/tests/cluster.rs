@@ -2,8 +2,8 @@
 //! millisecond. What runs is the registry, the inbox and the outbox of every node, as they run in a process; time and network
 //! are this file's.
 //!
-//! `SHUTDOWN_TESTS_LONG=1` takes 1,000 nodes, else there are 150. A run that fails prints its seed; `SHUTDOWN_TESTS_SEED=n`
-//! runs that one again.
+//! `SHUTDOWN_TESTS_LONG=1` takes 1,000 nodes and another seed each time, else there are 150 and always the same. A run that
+//! fails prints its seed; `SHUTDOWN_TESTS_SEED=n` runs that one again.
 #![expect(clippy::unwrap_used, reason = "a test's helpers, like the test, fail by panicking")]
 
 use std::cmp::Reverse;
@@ -30,10 +30,12 @@ struct Network {
     late: f64,
     /// From when until when the two halves do not hear one another.
     parted: (u64, u64),
+    /// Clocks are off by so many milliseconds at most, either way.
+    skew: u64,
 }
 
-const CALM: Network = Network { loss: 0.0, repeats: 0.0, late: 0.0, parted: (0, 0) };
-const ROUGH: Network = Network { loss: 0.1, repeats: 0.02, late: 0.05, parted: (8_000, 28_000) };
+const CALM: Network = Network { loss: 0.0, repeats: 0.0, late: 0.0, parted: (0, 0), skew: 0 };
+const ROUGH: Network = Network { loss: 0.1, repeats: 0.02, late: 0.05, parted: (8_000, 28_000), skew: 5_000 };
 
 /// Chance that can be had again (xorshift64*).
 struct Chance(u64);
@@ -64,6 +66,10 @@ struct Run {
     outbox: Outbox,
     /// When the outbox began.
     since: u64,
+    /// When it began to hear.
+    began: u64,
+    /// How far its clock is off, in milliseconds.
+    skew: i64,
 }
 
 enum Event {
@@ -84,6 +90,9 @@ enum Event {
     Start(usize),
 }
 
+/// Who is wrong about whom, and what it knows.
+type Wrong = (usize, usize, Option<(PeerState, u64)>);
+
 struct Simulation {
     network: Network,
     chance: Chance,
@@ -94,6 +103,8 @@ struct Simulation {
     /// One in ten is killed, and leaves nothing.
     killed: Vec<bool>,
     incarnations: Vec<u64>,
+    /// How far each clock is off, in milliseconds.
+    skews: Vec<i64>,
     queue: BinaryHeap<Reverse<(u64, u64)>>,
     events: std::collections::HashMap<u64, Event>,
     next: u64,
@@ -125,6 +136,7 @@ impl Simulation {
             states: vec![Vec::new(); nodes],
             killed: vec![false; nodes],
             incarnations: vec![0; nodes],
+            skews: vec![0; nodes],
             queue: BinaryHeap::new(),
             events: Default::default(),
             next: 0,
@@ -135,6 +147,8 @@ impl Simulation {
             datagrams: 0,
         };
         for node in 0..nodes {
+            let skewed = simulation.chance.up_to(2 * network.skew) as i64 - network.skew as i64;
+            simulation.skews[node] = skewed;
             let at = simulation.chance.up_to(500);
             simulation.at(at, Event::Start(node));
         }
@@ -198,16 +212,18 @@ impl Simulation {
 
     fn start(&mut self, node: usize) {
         let now = self.unix();
-        let incarnation = now.max(self.incarnations[node] + 1);
+        let incarnation = now.saturating_add_signed(self.skews[node]).max(self.incarnations[node] + 1);
         self.incarnations[node] = incarnation;
         let identity = Identity::new(&name(node), "default", Incarnation::new(incarnation), vec![addr(node)]);
         let peers = PeerRegistry::new(identity.node());
         (0..self.nodes.len()).filter(|other| *other != node).for_each(|other| peers.configure(addr(other)));
         peers.import(&self.states[node], now, now);
-        let inbox = Inbox::new(identity.clone(), self.keys.clone(), peers.clone(), now);
-        let outbox = Outbox::to_peers(identity.returning(), self.keys.clone(), &peers, now);
+        let inbox = Inbox::new(identity.clone(), self.keys.clone(), peers.clone());
+        let notice = identity.returning().unwrap();
+        let outbox = Outbox::to_peers(notice, self.keys.clone(), &peers, now);
         let since = self.now;
-        self.nodes[node] = Some(Run { incarnation, identity, peers, inbox, outbox, since });
+        let (began, skew) = (self.now, self.skews[node]);
+        self.nodes[node] = Some(Run { incarnation, identity, peers, inbox, outbox, since, began, skew });
         self.round(node);
     }
 
@@ -218,7 +234,7 @@ impl Simulation {
         if run.outbox.settle() || run.outbox.next_round().is_none() {
             return;
         }
-        run.outbox.begin_round(now);
+        run.outbox.begin_round(now.saturating_add_signed(run.skew));
         let bytes: Rc<[u8]> = run.outbox.datagram().into();
         let mut told = Vec::new();
         run.outbox.tell(|to, datagram| {
@@ -256,7 +272,9 @@ impl Simulation {
         let now = self.unix();
         let Some(run) = &mut self.nodes[to] else { return };
         let Ok(Datagram::Ack(ack)) = Datagram::decode(bytes, &self.keys) else {
-            if let Ok(heard) = run.inbox.receive(bytes, addr(from), now)
+            let heard_for = Duration::from_millis(self.now - run.began);
+            let theirs = now.saturating_add_signed(run.skew);
+            if let Ok(heard) = run.inbox.receive(bytes, addr(from), heard_for, theirs)
                 && let Some(answer) = heard.answer
             {
                 self.send(from, to, answer.into());
@@ -286,7 +304,7 @@ impl Simulation {
             .collect();
         // Who has begun anew since may not remember: what it is told is that the node is configured to be there.
         let began_since = |other: &usize| {
-            self.nodes[*other].as_ref().is_some_and(|theirs| theirs.incarnation >= now - DRAIN - AWAY)
+            self.nodes[*other].as_ref().is_some_and(|theirs| theirs.began + DRAIN + AWAY >= self.now)
         };
         let liar = routes.iter().find(|other| acknowledged(other) && !began_since(other));
         assert_eq!(liar, None, "it has acknowledged that {node} leaves and still routes to it");
@@ -310,7 +328,7 @@ impl Simulation {
     }
 
     /// Who does not know what is true of whom.
-    fn not_converged(&self) -> Vec<(usize, usize, Option<(PeerState, u64)>)> {
+    fn not_converged(&self) -> Vec<Wrong> {
         let now = self.unix();
         let mut wrong = Vec::new();
         for (node, run) in self.nodes.iter().enumerate() {
@@ -338,6 +356,8 @@ fn nodes() -> usize {
 fn seed() -> u64 {
     match std::env::var("SHUTDOWN_TESTS_SEED") {
         Ok(seed) => seed.parse().unwrap(),
+        // The same each time, but for a long run.
+        Err(_) if std::env::var_os("SHUTDOWN_TESTS_LONG").is_none() => 6,
         Err(_) => std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap().as_secs(),
     }
 }

@@ -45,6 +45,7 @@ struct Node {
     identity: Identity,
     peers: PeerRegistry,
     inbox: Inbox,
+    began_ms: u64,
 }
 
 impl Node {
@@ -58,12 +59,13 @@ impl Node {
         peers.configure(leaver());
         peers.configure("10.0.0.2:8443".parse().unwrap());
         peers.import(earlier, NOW, began_ms);
-        let inbox = Inbox::new(identity.clone(), keys(KEY), peers.clone(), began_ms);
-        Self { identity, peers, inbox }
+        let inbox = Inbox::new(identity.clone(), keys(KEY), peers.clone());
+        Self { identity, peers, inbox, began_ms }
     }
 
     fn receive(&self, datagram: &[u8], now: u64) -> Result<(Effect, Option<Vec<u8>>), Refusal> {
-        let heard = self.inbox.receive(datagram, leaver(), now)?;
+        let heard =
+            self.inbox.receive(datagram, leaver(), Duration::from_millis(now - self.began_ms), now)?;
         Ok((heard.effect, heard.answer))
     }
 
@@ -264,6 +266,41 @@ fn a_replay_has_no_effect_after_the_receivers_restart_whether_its_state_was_save
 }
 
 #[test]
+fn a_clock_that_is_set_back_does_not_make_a_node_deaf() {
+    // It began while its clock was an hour fast; two minutes later that was put right.
+    let node = Node::new();
+    let datagram = notice().encode(&keys(KEY));
+    let heard = node.inbox.receive(&datagram, leaver(), Duration::from_secs(120), NOW + 5);
+    assert_eq!(heard.unwrap().effect, Effect::Departed);
+    // And what was sent before it began is refused by how long it has heard, whatever its clock said then.
+    let node = Node::new();
+    let early = node.inbox.receive(&datagram, leaver(), Duration::from_secs(2), NOW + 2_001);
+    assert_eq!(early, Err(Refusal::BeforeStart));
+}
+
+#[test]
+fn who_leaves_cannot_be_told_to_be_there_any_more() {
+    let identity = Identity::new("us", "default", Incarnation::new(BEGAN), Vec::new());
+    assert_eq!(identity.returning().unwrap().seq, 1);
+    assert_eq!(identity.leaving(Why::Term, Duration::ZERO).seq, 2);
+    assert_eq!(identity.returning(), None);
+    assert_eq!(identity.leaving(Why::Term, Duration::ZERO).seq, 3);
+}
+
+#[test]
+fn a_node_acknowledges_for_one_address_alone() {
+    // Two machines that were given one name, or an acknowledgement that somebody has replayed from another address.
+    let addr = |last: u8| SocketAddr::from(([10, 0, 0, last], 1));
+    let to = |last| Recipient { addr: addr(last), id: None };
+    let mut outbox = Outbox::new(notice(), keys(KEY), vec![to(1), to(2)]);
+    outbox.begin_round(NOW);
+    assert!(outbox.acknowledge(&ack("twin"), addr(1), Duration::ZERO).is_some());
+    assert_eq!(outbox.acknowledge(&ack("twin"), addr(2), Duration::ZERO), None);
+    assert!(!outbox.settle());
+    assert!(outbox.acknowledge(&ack("other"), addr(2), Duration::ZERO).is_some());
+}
+
+#[test]
 fn an_incarnation_from_the_edge_of_the_window_does_not_poison_its_node() {
     let node = Node::new();
     let keys = keys(KEY);
@@ -283,9 +320,10 @@ fn another_machines_loopback_is_not_ours() {
     node.peers.configure(loopback);
     let claims = Notice { endpoints: vec![loopback, "0.0.0.0:8443".parse().unwrap()], ..notice() };
     let datagram = claims.encode(&keys(KEY));
-    let heard = node.inbox.receive(&datagram, leaver(), NOW).unwrap();
+    let heard = node.inbox.receive(&datagram, leaver(), Duration::MAX, NOW).unwrap();
     assert_eq!((heard.effect, heard.notice.endpoints), (Effect::Noted, Vec::new()));
-    let heard = Node::new().inbox.receive(&datagram, "127.0.0.1:9".parse().unwrap(), NOW).unwrap();
+    let heard =
+        Node::new().inbox.receive(&datagram, "127.0.0.1:9".parse().unwrap(), Duration::MAX, NOW).unwrap();
     assert_eq!(heard.notice.endpoints, [loopback]);
 }
 

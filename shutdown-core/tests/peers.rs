@@ -146,9 +146,7 @@ fn what_discovery_says_never_makes_a_notice_look_outdated() {
     let forged = NOW + u64::try_from(WINDOW.as_millis()).unwrap();
     assert_eq!(registry.sighted(sighting(1, forged), NOW), Effect::Noted);
     assert_eq!(leave(&registry, 1, NOW), Effect::Departed);
-    // Nor can it bring back what it has said before.
-    assert_eq!(registry.sighted(sighting(1, forged), NOW), Effect::Outdated);
-    // And the future is nobody's.
+    // The future is nobody's.
     assert_eq!(registry.sighted(sighting(1, forged + 1), NOW), Effect::Outdated);
     assert_eq!(registry.sighted(sighting(1, u64::MAX), NOW), Effect::Outdated);
     assert_eq!(registry.heard(&notice(Kind::Return, 1, RUN + 1, 1), NOW), Effect::Returned);
@@ -161,9 +159,9 @@ fn a_goodbye_heard_by_discovery_takes_the_peer_away_and_one_that_is_lost_is_unve
     registry.sighted(sighting(2, RUN), NOW);
     registry.sighted(sighting(3, RUN), NOW);
     registry.configure(at(3));
-    assert_eq!(registry.goodbye("node-1", NOW), Effect::Departed);
-    assert_eq!(registry.goodbye("node-1", NOW), Effect::Repeated);
-    assert_eq!(registry.goodbye("stranger", NOW), Effect::Noted);
+    assert_eq!(registry.goodbye("node-1", Some(RUN), NOW), Effect::Departed);
+    assert_eq!(registry.goodbye("node-1", Some(RUN), NOW), Effect::Repeated);
+    assert_eq!(registry.goodbye("stranger", None, NOW), Effect::Noted);
     assert_eq!(stands(&registry, 1, NOW), (PeerState::Departed, false));
     registry.lost("node-2");
     assert_eq!(stands(&registry, 2, NOW), (PeerState::Unverified, false));
@@ -307,8 +305,13 @@ fn what_was_not_heard_from_for_long_is_forgotten() {
     let limit = u64::try_from(FORGET.as_millis()).unwrap();
     assert_eq!(restarted(&registry, 0, NOW + limit).peers(NOW).len(), 1);
     assert_eq!(restarted(&registry, 0, NOW + limit + 1).peers(NOW).len(), 0);
+    // Who is up is there, though it has said so long ago.
+    assert_eq!(registry.export(NOW + limit + 1)[0].last_seen, Some(NOW + limit + 1));
+    registry.lost("node-1");
     assert_eq!(registry.export(NOW + limit + 1), []);
+    assert_eq!(registry.peers(NOW), [], "and is no peer any more");
     // A clock that was set back makes nothing old, and nothing from the future.
+    registry.sighted(sighting(1, RUN), NOW);
     let next = restarted(&registry, 0, NOW - 3_600_000);
     assert_eq!(next.peers(NOW)[0].last_seen, NOW - 3_600_000);
 }
@@ -334,6 +337,88 @@ fn a_v4_peer_in_v6_clothes_is_the_same_peer() {
     let registry = of(1);
     registry.configure("[::ffff:10.0.0.1]:1".parse().unwrap());
     assert_eq!(registry.peers(NOW).len(), 1);
+}
+
+#[test]
+fn discovery_cannot_say_who_is_at_a_configured_address() {
+    let registry = of(1);
+    let evil = Sighting { name: "evil".to_owned(), ..sighting(1, RUN) };
+    registry.sighted(evil, NOW);
+    assert_eq!(registry.goodbye("evil", None, NOW), Effect::Noted);
+    assert!(stands(&registry, 1, NOW).1);
+    // Its own word counts, and it is one peer still.
+    assert_eq!(leave(&registry, 1, NOW), Effect::Departed);
+    assert_eq!(registry.peers(NOW).len(), 1);
+    assert!(!stands(&registry, 1, NOW).1);
+    // So does its acknowledgement.
+    let registry = of(1);
+    registry.sighted(Sighting { name: "evil".to_owned(), ..sighting(1, RUN) }, NOW);
+    registry.acknowledged(Id::of("node-1"), at(1), Kind::Return, NOW);
+    let peer = &registry.peers(NOW)[0];
+    assert_eq!((peer.id, peer.authenticated), (Some(Id::of("node-1")), true));
+    assert_eq!(registry.goodbye("node-1", None, NOW), Effect::Noted, "it says itself when it leaves");
+}
+
+#[test]
+fn an_address_that_discovery_alone_tells_is_not_vouched_for() {
+    let registry = registry();
+    registry.sighted(sighting(1, RUN), NOW);
+    assert_eq!(registry.peers(NOW)[0].vouched, []);
+    let tells = Notice { endpoints: vec![at(1), at(7)], ..notice(Kind::Return, 1, RUN, 1) };
+    registry.heard(&tells, NOW);
+    assert_eq!(registry.peers(NOW)[0].vouched, [at(1), at(7)]);
+}
+
+#[test]
+fn a_goodbye_of_an_earlier_run_does_not_take_the_later_one_away() {
+    let registry = registry();
+    registry.sighted(sighting(1, RUN + 1), NOW);
+    assert_eq!(registry.goodbye("node-1", Some(RUN), NOW), Effect::Outdated);
+    assert!(stands(&registry, 1, NOW).1);
+    assert_eq!(registry.goodbye("node-1", Some(RUN + 1), NOW), Effect::Departed);
+}
+
+#[test]
+fn a_departure_that_was_not_believed_is_believed_when_there_are_not_too_many_any_more() {
+    let registry = of(3);
+    assert_eq!(leave(&registry, 1, NOW), Effect::Departed);
+    assert_eq!(leave(&registry, 2, NOW), Effect::Withheld);
+    registry.export(NOW + 1_000);
+    assert!(stands(&registry, 2, NOW).1);
+    let mut changes = registry.subscribe();
+    changes.mark_unchanged();
+    let later = NOW + u64::try_from(MASS_WINDOW.as_millis()).unwrap() + 1;
+    registry.export(later);
+    assert!(changes.has_changed().unwrap());
+    assert_eq!(stands(&registry, 2, later), (PeerState::Departed, false));
+    // Who has come back meanwhile stays.
+    let registry = of(3);
+    leave(&registry, 1, NOW);
+    leave(&registry, 2, NOW);
+    registry.heard(&notice(Kind::Return, 2, RUN + 1, 1), NOW);
+    registry.export(later);
+    assert!(stands(&registry, 2, later).1);
+}
+
+#[test]
+fn whoever_watches_hears_when_two_entries_become_one() {
+    let registry = of(1);
+    // Its notice names no address that is configured; its late acknowledgement comes from there.
+    let elsewhere = Notice { endpoints: vec![at(9)], ..notice(Kind::Leaving, 1, RUN, 1) };
+    assert_eq!(registry.heard(&elsewhere, NOW), Effect::Noted);
+    let mut changes = registry.subscribe();
+    changes.mark_unchanged();
+    registry.acknowledged(Id::of("node-1"), at(1), Kind::Return, NOW);
+    assert!(changes.has_changed().unwrap());
+    assert!(!stands(&registry, 1, NOW).1);
+}
+
+#[test]
+fn two_configured_addresses_are_two_places_whoever_answers() {
+    let registry = of(2);
+    registry.acknowledged(Id::of("twin"), at(1), Kind::Return, NOW);
+    registry.acknowledged(Id::of("twin"), at(2), Kind::Return, NOW);
+    assert_eq!(registry.peers(NOW).iter().filter(|peer| peer.routable).count(), 2);
 }
 
 #[test]

@@ -1,6 +1,6 @@
 //! Three judges of mDNS that share no code with us: python-zeroconf, avahi, and tshark.
 //!
-//! Each runs on a host of a [`Net`](crate::netns::Net), avahi with a D-Bus of its own.
+//! Each runs on a host of a [`Net`], avahi with a D-Bus of its own.
 
 use std::fmt::Write;
 use std::path::Path;

@@ -105,6 +105,7 @@ fn run(signals: Signals) -> Result<ExitCode, Failure> {
     let heard = notices.map(|notices| peers::listen(notices, at)).transpose()?;
     let node_id = settings.node_id(at.port());
     let peers = Peers::new(&settings, &node_id);
+    peers.check(&node_id, &settings.cluster, at)?;
     let runtime = Runtime::new().map_err(|error| Failure::start("no runtime", error))?;
 
     resources.enter(&settings, &node_id).map_err(Failure::Usage)?;
@@ -144,7 +145,11 @@ fn run(signals: Signals) -> Result<ExitCode, Failure> {
     drop(entered);
     let heard_at = heard.as_ref().and_then(|socket| socket.local_addr().ok());
     let node = Node { id: &node_id, cluster: &settings.cluster, at, shutdown, targets: &targets };
-    peers.start(heard, &node)?;
+    // It serves already: what fails now is a reason to stop, and nothing is lost.
+    if let Err(failure) = peers.start(heard, &node) {
+        let (task, error) = ("neighbours".to_owned(), failure.to_string());
+        shutdown.initiate_shutdown(Reason::CriticalTask { task, error });
+    }
 
     let neighbours = heard_at.map(|heard_at| (heard_at, peers.listed()));
     print(&what_to_try(shutdown, &settings, at, admin_at, &node_id, &targets, neighbours));

@@ -15,13 +15,15 @@ use std::time::Duration;
 
 use axum_service::resources::now_ms;
 use serde_json::{Map, Value, json};
-use shutdown_core::peers::notice::{Identity, NoticeCounts, Receiver, Sender, Why, bind};
+use shutdown_core::peers::notice::{Bound, Identity, NoticeCounts, Receiver, Sender, Why, bind};
 use shutdown_core::peers::{Id, Incarnation, PeerRecord, PeerRegistry, PeerState, Sighting};
 use shutdown_core::state::{StateSource, StateStore};
 use shutdown_core::{Builder, ShutdownCoordinator, Stage, StageContext, sentence};
 use shutdown_mdns::{Advertisement, Event, Found, Mdns};
 use shutdown_tower::admin::Family;
 use tokio::runtime;
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
 
 use crate::Failure;
 use crate::resources::when_open;
@@ -47,6 +49,9 @@ pub(crate) struct Node<'a> {
     pub(crate) shutdown: ShutdownCoordinator,
     pub(crate) targets: &'a Arc<Targets>,
 }
+
+/// How long a stop that has begun during the start may tell the others.
+const TAKE_BACK: Duration = Duration::from_secs(1);
 
 /// What tells the others.
 #[derive(Clone)]
@@ -121,15 +126,17 @@ impl Peers {
     /// # Errors
     ///
     /// No thread can be had, or an interface cannot be used.
-    pub(crate) fn start(&self, socket: Option<UdpSocket>, node: &Node<'_>) -> Result<(), Failure> {
+    pub(crate) fn start(&self, socket: Option<Bound>, node: &Node<'_>) -> Result<(), Failure> {
         let heard_at = socket.as_ref().and_then(|socket| socket.local_addr().ok());
         let notices = self.neighbours.notices.as_ref().zip(socket);
         if notices.is_none() && !self.discovers() {
             return Ok(());
         }
+        let (shutdown, targets) = (node.shutdown, Arc::clone(node.targets));
         let saved = node.shutdown.state_store().ok().and_then(StateStore::incarnation);
         let incarnation = Incarnation::new(saved.unwrap_or_else(unix_ms));
-        if self.discovers() {
+        // A stop that has begun is not advertised.
+        if self.discovers() && !shutdown.is_shutting_down() {
             self.advertise(node, incarnation.clone(), heard_at.map(|addr| addr.port()))?;
         }
         let hearing = notices.map(|(notices, socket)| self.speak(notices, socket, node, incarnation));
@@ -140,7 +147,7 @@ impl Peers {
         let mut changes = registry.subscribe();
         // What has changed before it looks.
         changes.mark_changed();
-        let (shutdown, targets) = (node.shutdown, Arc::clone(node.targets));
+        let (mdns, voice) = (self.mdns.get().cloned(), self.voice.get().cloned());
         let run = move || {
             // Tasks of their own, so that each has its turn however much there is to hear.
             if let Some((receiver, sender)) = hearing {
@@ -149,13 +156,20 @@ impl Peers {
                     tracing::error!("notices of peers are not heard: {}", sentence(&error));
                 });
                 runtime.spawn(async move {
-                    if shutdown.is_shutting_down() {
-                        return;
-                    }
                     if let Err(error) = sender.announce_return(shutdown.leaving()).await {
                         tracing::warn!("peers are not told that this node is there: {}", sentence(&*error));
                     }
                 });
+            }
+            if shutdown.is_shutting_down() {
+                // Its stage may have come before there was anything to take back.
+                let stage = || StageContext::new(Instant::now() + TAKE_BACK, CancellationToken::new());
+                if let Some(mdns) = mdns {
+                    runtime.spawn(async move { mdns.withdraw(stage()).await });
+                }
+                if let Some(voice) = voice {
+                    runtime.spawn(async move { voice.leave(stage()).await });
+                }
             }
             runtime.block_on(async {
                 while changes.changed().await.is_ok() {
@@ -170,7 +184,7 @@ impl Peers {
     fn speak(
         &self,
         notices: &Notices,
-        socket: UdpSocket,
+        socket: Bound,
         node: &Node<'_>,
         incarnation: Incarnation,
     ) -> (Receiver, Sender) {
@@ -184,6 +198,39 @@ impl Peers {
         // Before the announcement: from then on a stop takes it back.
         let _ = self.voice.set(Voice { identity, sender: sender.clone(), shutdown: node.shutdown });
         (receiver, sender)
+    }
+
+    fn advertisement(
+        &self,
+        node_id: &str,
+        cluster: &str,
+        at: SocketAddr,
+        incarnation: Incarnation,
+        notice_port: Option<u16>,
+    ) -> Advertisement {
+        Advertisement {
+            service_type: self.neighbours.service_type.clone(),
+            node_id: node_id.to_owned(),
+            port: at.port(),
+            interfaces: self.neighbours.mdns.clone(),
+            cluster: cluster.to_owned(),
+            incarnation,
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            notice_port,
+        }
+    }
+
+    /// Whether this node can be advertised, before anything is served.
+    ///
+    /// # Errors
+    ///
+    /// An interface is not there or has no address, or a name cannot be said over mDNS.
+    pub(crate) fn check(&self, node_id: &str, cluster: &str, at: SocketAddr) -> Result<(), Failure> {
+        if !self.discovers() {
+            return Ok(());
+        }
+        let advertisement = self.advertisement(node_id, cluster, at, Incarnation::new(0), None);
+        advertisement.check().map_err(|error| Failure::start("--mdns", error))
     }
 
     /// Says over mDNS that this node is there, and takes the nodes of its cluster for peers.
@@ -200,23 +247,16 @@ impl Peers {
                 node.at.port()
             );
         }
-        let mdns = Mdns::start(Advertisement {
-            service_type: self.neighbours.service_type.clone(),
-            node_id: node.id.to_owned(),
-            port: node.at.port(),
-            interfaces: self.neighbours.mdns.clone(),
-            cluster: node.cluster.to_owned(),
-            incarnation,
-            version: env!("CARGO_PKG_VERSION").to_owned(),
-            notice_port,
-        })
-        .map_err(|error| Failure::start("--mdns", error))?;
+        let advertisement = self.advertisement(node.id, node.cluster, node.at, incarnation, notice_port);
+        let mdns = Mdns::start(advertisement).map_err(|error| Failure::start("--mdns", error))?;
         let (registry, cluster) = (self.registry.clone(), node.cluster.to_owned());
         mdns.browse(move |event| match event {
             Event::Found(found) if found.cluster == cluster => {
                 _ = registry.sighted(sighting(found), unix_ms())
             }
-            Event::Gone { node_id, .. } => _ = registry.goodbye(&node_id, unix_ms()),
+            Event::Gone { node_id, incarnation, .. } => {
+                registry.goodbye(&node_id, incarnation, unix_ms());
+            }
             Event::Lost { node_id, .. } => registry.lost(&node_id),
             _ => {}
         });
@@ -253,6 +293,7 @@ impl Peers {
                 "target": text(target_of(&peer).map(|addr| format!("http://{addr}"))),
                 "state": peer.state,
                 "routable": peer.routable,
+                "authenticated": peer.authenticated,
                 "incarnation": peer.incarnation,
                 "last_seen": peer.last_seen,
             })
@@ -281,15 +322,30 @@ impl Peers {
     pub(crate) fn mdns_shown(&self) -> Value {
         let Some(mdns) = self.mdns.get() else { return Value::Null };
         let status = mdns.status();
-        let on = status.announced_on.iter().map(|on| format!("{on:?}")).collect::<Vec<_>>();
-        json!({ "state": format!("{:?}", status.state), "instance": status.instance, "announced_on": on })
+        let state = status.state.as_str();
+        json!({ "state": state, "instance": status.instance, "announced_on": status.announced_on })
     }
 
-    /// For `/metrics`; none if notices are off.
+    /// For `/metrics`; none if there are no neighbours.
     pub(crate) fn families(&self) -> Vec<Family> {
-        let Some(Voice { identity, .. }) = self.voice.get() else { return Vec::new() };
-        let counts = identity.counts();
+        if !self.hears_notices() && !self.discovers() {
+            return Vec::new();
+        }
         let count = |name, help, value: u64| Family::counter(name, help).sample(&[], value as f64);
+        let peers = self.registry.peers(unix_ms());
+        let mut by_state = Family::gauge("edge_proxy_peers", "Peers in each state.");
+        for state in PeerState::ALL {
+            let count = peers.iter().filter(|peer| peer.state == state).count();
+            by_state = by_state.sample(&[("state", state.as_str())], count as f64);
+        }
+        let withheld = count(
+            "edge_proxy_departures_withheld_total",
+            "Departures of peers that were not believed because too many left at once.",
+            self.registry.withheld(),
+        );
+        let mut families = vec![withheld, by_state];
+        let Some(Voice { identity, .. }) = self.voice.get() else { return families };
+        let counts = identity.counts();
         let mut refused = Family::counter(
             "edge_proxy_notices_refused_total",
             "Datagrams that came where notices are heard and were refused, by cause.",
@@ -297,13 +353,7 @@ impl Peers {
         for (cause, count) in identity.refused() {
             refused = refused.sample(&[("cause", cause.as_str())], count as f64);
         }
-        let peers = self.registry.peers(unix_ms());
-        let mut by_state = Family::gauge("edge_proxy_peers", "Peers in each state.");
-        for state in PeerState::ALL {
-            let count = peers.iter().filter(|peer| peer.state == state).count();
-            by_state = by_state.sample(&[("state", state.as_str())], count as f64);
-        }
-        vec![
+        families.extend([
             count("edge_proxy_notices_sent_total", "Notices sent, repetitions included.", counts.sent),
             count(
                 "edge_proxy_notices_acknowledged_total",
@@ -316,13 +366,8 @@ impl Peers {
                 counts.received,
             ),
             refused,
-            count(
-                "edge_proxy_departures_withheld_total",
-                "Departures of peers that were not believed because too many left at once.",
-                self.registry.withheld(),
-            ),
-            by_state,
-        ]
+        ]);
+        families
     }
 
     /// The peers as they are configured and restored, for people.
@@ -376,7 +421,7 @@ fn only_configured(records: &mut [PeerRecord], peers: &PeerRegistry) {
 /// # Errors
 ///
 /// What the system said, and how to choose another address.
-pub(crate) fn listen(notices: &Notices, at: SocketAddr) -> Result<UdpSocket, Failure> {
+pub(crate) fn listen(notices: &Notices, at: SocketAddr) -> Result<Bound, Failure> {
     let addr = notices.listen.unwrap_or(at);
     bind(addr).map_err(|error| {
         let fix = match error.kind() {

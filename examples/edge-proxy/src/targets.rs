@@ -181,6 +181,9 @@ impl Targets {
         breakers: Option<Arc<Breakers>>,
         when_all_open: WhenAllOpen,
     ) -> Self {
+        // One that is given twice has one turn.
+        let mut given = HashSet::new();
+        let upstreams = upstreams.into_iter().filter(|upstream| given.insert(upstream.to_string())).collect();
         let targets = Self {
             upstreams,
             breakers,
@@ -197,8 +200,9 @@ impl Targets {
     pub(crate) fn update(&self, peers: &[Peer]) {
         let old = self.table.load_full();
         let addresses = |wanted: fn(&Peer) -> bool| -> HashSet<SocketAddr> {
-            peers.iter().filter(|peer| wanted(peer)).flat_map(|peer| peer.addresses.iter().copied()).collect()
+            peers.iter().filter(|peer| wanted(peer)).flat_map(|peer| peer.vouched.iter().copied()).collect()
         };
+        // Not by discovery's word alone: anybody on the link could take an upstream away.
         let there = addresses(|peer| peer.routable);
         let gone = addresses(|peer| matches!(peer.state, PeerState::Draining | PeerState::Departed));
         let has_left = |addr: SocketAddr| gone.contains(&addr) && !there.contains(&addr);

@@ -29,7 +29,7 @@ pub use identity::{Identity, NoticeCounts};
 pub use inbox::{Heard, Inbox};
 pub use keys::{Keys, KeysError};
 pub use outbox::{Letter, Outbox, ROUNDS, Recipient};
-pub use receiver::{Receiver, bind};
+pub use receiver::{Bound, Receiver, bind};
 pub use sender::{Sender, Told};
 pub use wire::{
     ACK_BYTES, Ack, Datagram, Kind, MAGIC, MOST_BYTES, MOST_ENDPOINTS, NOTICE_BYTES, Notice, Refusal,

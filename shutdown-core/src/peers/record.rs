@@ -34,6 +34,9 @@ pub struct PeerRecord {
     /// Where it hears notices.
     #[serde(deserialize_with = "or_default", skip_serializing_if = "Option::is_none")]
     pub notices: Option<String>,
+    /// Whether it has said under the cluster's key who it is.
+    #[serde(deserialize_with = "or_default", skip_serializing_if = "std::ops::Not::not")]
+    pub authenticated: bool,
     /// Its highest incarnation known.
     #[serde(deserialize_with = "or_default")]
     pub incarnation: u64,
@@ -52,14 +55,15 @@ pub struct PeerRecord {
 }
 
 impl PeerRecord {
-    /// Nothing of a peer that never said anything, nor of one that is to be forgotten.
+    /// Nothing of a peer that never said anything.
     pub(super) fn of(entry: &Entry, now_ms: u64) -> Option<Self> {
         let left_at = match entry.standing {
             Standing::Left { at, .. } => Some(at),
             _ => None,
         };
-        let told = entry.last_seen > 0 || left_at.is_some();
-        if !told || entry.last_seen.max(left_at.unwrap_or(0)).saturating_add(ms(FORGET)) < now_ms {
+        // Who is up is there, though it may have said so long ago.
+        let last_seen = if entry.standing == Standing::Up { now_ms } else { entry.last_seen };
+        if last_seen.max(left_at.unwrap_or(0)) == 0 {
             return None;
         }
         let mut addrs = entry.configured.iter().chain(&entry.found).map(ToString::to_string);
@@ -69,12 +73,13 @@ impl PeerRecord {
             node: entry.id.map(|id| id.to_bytes().iter().map(|byte| format!("{byte:02x}")).collect()),
             name: entry.name.as_deref().map(str::to_owned),
             notices: entry.notices.map(|addr| addr.to_string()),
+            authenticated: entry.authenticated,
             incarnation: entry.incarnation.min(LARGEST),
             // A number that is cut is one that a replay may pass; it is too old by then.
             heard: entry.mark.map(|(incarnation, seq)| (incarnation.min(LARGEST), seq.min(LARGEST))),
             member: Some(entry.member),
             left_at,
-            last_seen: Some(entry.last_seen),
+            last_seen: Some(last_seen),
         })
     }
 
@@ -89,7 +94,9 @@ impl PeerRecord {
             return None;
         }
         let standing = match self.left_at {
-            Some(at) => Standing::Left { at: at.min(now_ms), until: 0, restored: true },
+            Some(at) => {
+                Standing::Left { at: at.min(now_ms), until: 0, run: self.incarnation, restored: true }
+            }
             None => Standing::default(),
         };
         Some(Entry {
@@ -102,7 +109,9 @@ impl PeerRecord {
             told: Vec::new(),
             member: self.member.unwrap_or(true),
             incarnation: self.incarnation,
+            authenticated: id.is_some() && self.authenticated,
             mark: self.heard,
+            withheld: None,
             standing,
             last_seen,
         })

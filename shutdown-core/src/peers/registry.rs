@@ -6,14 +6,15 @@
 //! |---|---|---|
 //! | the configuration | an address | until a peer says otherwise itself |
 //! | a notice, or an acknowledgement | the peer itself, under the cluster's key | always |
-//! | discovery (mDNS) | anybody on the link | for what no notice has said |
+//! | discovery (mDNS) | anybody on the link | of those that have said nothing under the key |
 //! | the state of an earlier run | what was true then | not before it is heard from again |
 //!
 //! A peer that has left is remembered (a *tombstone*): a cache, a late announcement or a restored state does not bring it
 //! back. Only a higher incarnation does, or its own RETURN.
 //!
 //! What a notice says is compared with what notices said before, never with what discovery says: else anybody on the link
-//! could make a departure look outdated.
+//! could make a departure look outdated. Nor does discovery say who is at a configured address, or that somebody has gone who
+//! is configured or has spoken under the key. What it can do is to add a node, and to say that one is there in a later run.
 
 use std::collections::{HashMap, VecDeque};
 use std::fmt;
@@ -89,6 +90,10 @@ pub struct Peer {
     pub configured: Option<SocketAddr>,
     /// Every address it is known by, the configured one first, then what discovery found, then what it says itself.
     pub addresses: Vec<SocketAddr>,
+    /// Those of them that are not discovery's word alone.
+    pub vouched: Vec<SocketAddr>,
+    /// Whether it has said under the cluster's key who it is.
+    pub authenticated: bool,
     /// Where it hears notices, if it is known to.
     pub notices: Option<SocketAddr>,
     /// Its highest incarnation known; 0: none.
@@ -170,6 +175,10 @@ pub(super) struct Entry {
     pub(super) notices: Option<SocketAddr>,
     /// Whether it is a peer, and not only somebody whose departure is remembered.
     pub(super) member: bool,
+    /// Whether `id` is its own word.
+    pub(super) authenticated: bool,
+    /// That it has left, which was not believed.
+    pub(super) withheld: Option<Standing>,
     /// The highest from anywhere.
     pub(super) incarnation: u64,
     /// The newest notice acted on: of which run, and which of that run's.
@@ -185,10 +194,11 @@ pub(super) enum Standing {
         trusted: bool,
     },
     Up,
-    /// In this run, or as an earlier run knew.
+    /// In this run of ours, or as an earlier one knew; and which of its own that was.
     Left {
         at: u64,
         until: u64,
+        run: u64,
         restored: bool,
     },
 }
@@ -238,8 +248,16 @@ impl Entry {
         all
     }
 
+    /// Its addresses that are not discovery's word alone.
+    fn vouched(&self) -> Vec<SocketAddr> {
+        let own = self.told.iter().filter(|addr| Some(**addr) != self.configured);
+        self.configured.iter().chain(own).copied().collect()
+    }
+
     fn peer(&self, now_ms: u64) -> Peer {
         Peer {
+            vouched: self.vouched(),
+            authenticated: self.authenticated,
             id: self.id,
             name: self.name.clone(),
             configured: self.configured,
@@ -348,33 +366,34 @@ impl PeerRegistry {
     /// Acts on a notice that has passed every check up to here.
     pub fn heard(&self, notice: &Notice, now_ms: u64) -> Effect {
         self.change(|table| {
-            let key = table.of_notice(notice);
+            let (key, merged) = table.of_notice(notice);
             if let Some(key) = key
                 && let Some((incarnation, seq)) = table.entries[&key].mark
             {
                 if notice.incarnation < incarnation {
-                    return (Effect::Outdated, false);
+                    return (Effect::Outdated, merged);
                 }
                 if notice.incarnation == incarnation && notice.seq <= seq {
-                    return (Effect::Repeated, false);
+                    return (Effect::Repeated, merged);
                 }
             }
-            let Some(key) = key.or_else(|| table.add_if_room(now_ms)) else { return (Effect::Noted, false) };
+            let Some(key) = key.or_else(|| table.add_if_room(now_ms)) else { return (Effect::Noted, merged) };
             let leaves = notice.kind == Kind::Leaving;
             let routable = table.entries[&key].routable();
             let withheld = leaves && routable && !table.may_leave(self.shared.percent, now_ms);
             table.update(key, |entry| {
                 entry.id = Some(notice.node);
+                entry.authenticated = true;
                 entry.mark = Some((notice.incarnation, notice.seq));
                 entry.incarnation = entry.incarnation.max(notice.incarnation);
                 entry.last_seen = now_ms;
                 entry.told.clone_from(&notice.endpoints);
-                if leaves && !withheld {
-                    let drain = Duration::from_millis(notice.drain_ms.into()).min(DRAIN_CAP);
-                    let until = now_ms.saturating_add(ms(drain));
-                    entry.standing = Standing::Left { at: now_ms, until, restored: false };
-                } else if !leaves {
-                    entry.standing = Standing::Up;
+                let drain = Duration::from_millis(notice.drain_ms.into()).min(DRAIN_CAP);
+                let until = now_ms.saturating_add(ms(drain));
+                let left = Standing::Left { at: now_ms, until, run: notice.incarnation, restored: false };
+                entry.withheld = withheld.then_some(left);
+                if !withheld {
+                    entry.standing = if leaves { left } else { Standing::Up };
                 }
             });
             let effect = match () {
@@ -402,22 +421,26 @@ impl PeerRegistry {
             let addr = canonical(addr);
             let key = table.by_id.get(&id).or_else(|| table.by_addr.get(&addr)).copied();
             let Some(key) = key else { return ((), false) };
-            let at_addr = table.by_addr.get(&addr).copied().filter(|other| *other != key);
-            if let Some(other) = at_addr
-                && table.entries[&other].id.is_none()
-            {
-                table.merge(key, other);
+            let mut merged = false;
+            if let Some(other) = table.by_addr.get(&addr).copied().filter(|other| *other != key) {
+                let (one, two) = (&table.entries[&key], &table.entries[&other]);
+                // Two configured addresses are two places, whoever answers.
+                if !two.authenticated && (one.configured.is_none() || two.configured.is_none()) {
+                    merged = true;
+                    table.merge(key, other);
+                }
             }
             let entry = &table.entries[&key];
             let stays_away = match entry.standing {
                 Standing::Left { restored, .. } => !restored || kind == Kind::Leaving,
                 _ => false,
             };
-            if stays_away || entry.id.is_some_and(|known| known != id) {
-                return ((), false);
+            if stays_away || (entry.authenticated && entry.id != Some(id)) {
+                return ((), merged);
             }
             table.update(key, |entry| {
                 entry.id = Some(id);
+                entry.authenticated = true;
                 entry.last_seen = now_ms;
                 entry.standing = Standing::Up;
             });
@@ -440,8 +463,11 @@ impl PeerRegistry {
             });
             if let Some(key) = key {
                 let entry = &table.entries[&key];
-                let older = incarnation < entry.incarnation;
-                if older || (entry.has_left() && incarnation == entry.incarnation) {
+                let over = match entry.withheld.unwrap_or(entry.standing) {
+                    Standing::Left { run, .. } => incarnation <= run,
+                    _ => incarnation < entry.incarnation,
+                };
+                if over {
                     return (Effect::Outdated, false);
                 }
             }
@@ -455,27 +481,36 @@ impl PeerRegistry {
                 entry.found = sighting.addresses.into_iter().map(canonical).collect();
                 entry.notices = entry.configured.or(sighting.notices.map(canonical)).or(entry.notices);
                 entry.last_seen = now_ms;
-                entry.standing = Standing::Up;
+                (entry.standing, entry.withheld) = (Standing::Up, None);
             });
             (if routable { Effect::Noted } else { Effect::Returned }, true)
         })
     }
 
-    /// Takes a goodbye that discovery heard.
-    pub fn goodbye(&self, name: &str, now_ms: u64) -> Effect {
+    /// Takes a goodbye that discovery heard, of this run of the node if that is known. It counts for nodes that discovery has
+    /// found: who is configured, or has said under the key who it is, says itself that it leaves.
+    pub fn goodbye(&self, name: &str, incarnation: Option<u64>, now_ms: u64) -> Effect {
         let id = Id::of(name);
         self.change(|table| {
             let Some(key) = table.by_id.get(&id).copied() else { return (Effect::Noted, false) };
-            if table.entries[&key].has_left() {
+            let entry = &table.entries[&key];
+            let run = incarnation.unwrap_or(entry.incarnation);
+            if entry.has_left() {
                 return (Effect::Repeated, false);
             }
-            let routable = table.entries[&key].routable();
+            if run < entry.incarnation {
+                return (Effect::Outdated, false);
+            }
+            if entry.configured.is_some() || entry.authenticated {
+                return (Effect::Noted, false);
+            }
+            let routable = entry.routable();
             if routable && !table.may_leave(self.shared.percent, now_ms) {
                 table.withhold(id, self.shared.percent, now_ms);
                 return (Effect::Withheld, true);
             }
             table.update(key, |entry| {
-                entry.standing = Standing::Left { at: now_ms, until: now_ms, restored: false };
+                entry.standing = Standing::Left { at: now_ms, until: now_ms, run, restored: false };
             });
             if routable {
                 table.note_departure(key, now_ms);
@@ -528,8 +563,14 @@ impl PeerRegistry {
         })
     }
 
-    /// What a later run is to know.
+    /// What a later run is to know. On the way who was not heard from within [`FORGET`] is forgotten, but for those that are
+    /// configured or up; and departures that were not believed are judged once more.
     pub fn export(&self, now_ms: u64) -> Vec<PeerRecord> {
+        self.change(|table| {
+            let forgotten = table.forget(now_ms);
+            let departed = table.judge_again(self.shared.percent, now_ms);
+            ((), forgotten | departed)
+        });
         let mut records = self.entries(|entry| PeerRecord::of(entry, now_ms));
         records.sort_by(|one, other| (&one.addr, &one.node).cmp(&(&other.addr, &other.node)));
         records
@@ -549,29 +590,67 @@ impl Table {
         key
     }
 
-    /// Room is made by forgetting who left long ago.
     fn add_if_room(&mut self, now_ms: u64) -> Option<u64> {
         if self.entries.len() >= MOST_PEERS {
-            let forgotten = |entry: &Entry| {
-                let long_ago = matches!(entry.standing, Standing::Left { at, .. } if at.saturating_add(ms(FORGET)) < now_ms);
-                long_ago && entry.configured.is_none()
-            };
-            self.entries.retain(|_, entry| !forgotten(entry));
-            let entries = &self.entries;
-            self.by_id.retain(|_, key| entries.contains_key(key));
-            self.by_addr.retain(|_, key| entries.contains_key(key));
+            self.forget(now_ms);
         }
         (self.entries.len() < MOST_PEERS).then(|| self.add(Entry::default()))
+    }
+
+    /// Forgets who was not heard from for long; whether there was anybody.
+    fn forget(&mut self, now_ms: u64) -> bool {
+        let kept = |entry: &Entry| {
+            let told = match entry.standing {
+                Standing::Up => now_ms,
+                Standing::Unverified { .. } => entry.last_seen,
+                Standing::Left { at, .. } => entry.last_seen.max(at),
+            };
+            entry.configured.is_some() || told.saturating_add(ms(FORGET)) >= now_ms
+        };
+        let before = self.entries.len();
+        self.entries.retain(|_, entry| kept(entry));
+        let entries = &self.entries;
+        if entries.len() == before {
+            return false;
+        }
+        self.by_id.retain(|_, key| entries.contains_key(key));
+        self.by_addr.retain(|_, key| entries.contains_key(key));
+        self.routable = entries.values().filter(|entry| entry.routable()).count() as u64;
+        true
+    }
+
+    /// Believes departures that were too many at once, as far as they are not any more; whether there was one.
+    fn judge_again(&mut self, percent: u32, now_ms: u64) -> bool {
+        let withheld = |(key, entry): (&u64, &Entry)| Some((*key, entry.withheld?));
+        let withheld: Vec<_> = self.entries.iter().filter_map(withheld).collect();
+        let mut believed = false;
+        for (key, left) in withheld {
+            if self.may_leave(percent, now_ms) {
+                self.update(key, |entry| (entry.standing, entry.withheld) = (left, None));
+                self.note_departure(key, now_ms);
+                believed = true;
+            }
+        }
+        believed
     }
 
     /// Changes an entry, and where it is found.
     fn update(&mut self, key: u64, change: impl FnOnce(&mut Entry)) {
         let Some(entry) = self.entries.get_mut(&key) else { return };
         self.routable -= u64::from(entry.routable());
+        let before = entry.id;
         change(entry);
         self.routable += u64::from(entry.routable());
-        if let Some(id) = entry.id {
-            self.by_id.entry(id).or_insert(key);
+        if before != entry.id
+            && let Some(before) = before
+        {
+            self.by_id.remove(&before);
+        }
+        match entry.id {
+            // Its own word goes before what discovery calls somebody else.
+            Some(id) if entry.authenticated => _ = self.by_id.insert(id, key),
+            Some(id) => _ = self.by_id.entry(id).or_insert(key),
+            None => {}
         }
         // Who is configured at an address, or was there first, keeps it: a word of somebody else does not move it.
         let own = entry.configured.iter().chain(&entry.found).chain(entry.notices.iter());
@@ -581,19 +660,24 @@ impl Table {
     }
 
     /// The entry that a notice speaks of: its node's, and one that is known by one of its addresses only becomes that.
-    fn of_notice(&mut self, notice: &Notice) -> Option<u64> {
+    /// Whether two have become one on the way.
+    fn of_notice(&mut self, notice: &Notice) -> (Option<u64>, bool) {
         let mut key = self.by_id.get(&notice.node).copied();
+        let mut merged = false;
         for endpoint in &notice.endpoints {
             let Some(at) = self.by_addr.get(&canonical(*endpoint)).copied() else { continue };
-            if Some(at) == key || self.entries[&at].id.is_some() {
+            if Some(at) == key || self.entries[&at].authenticated {
                 continue;
             }
             match key {
-                Some(key) => self.merge(key, at),
+                Some(key) => {
+                    merged = true;
+                    self.merge(key, at);
+                }
                 None => key = Some(at),
             }
         }
-        key
+        (key, merged)
     }
 
     /// Makes one entry of two: `other`, of which only addresses are known, goes into `key`.
@@ -601,7 +685,9 @@ impl Table {
         let Some(gone) = self.entries.remove(&other) else { return };
         self.routable -= u64::from(gone.routable());
         self.by_addr.retain(|_, at| *at != other);
+        self.by_id.retain(|_, at| *at != other);
         self.update(key, |entry| {
+            entry.found.extend(entry.configured.and(gone.configured));
             entry.configured = entry.configured.or(gone.configured);
             entry.notices = gone.notices.or(entry.notices);
             if gone.member && !entry.member && !entry.has_left() {

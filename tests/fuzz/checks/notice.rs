@@ -1,6 +1,7 @@
 //! What must hold for every datagram that a node gets. The fuzzer and the test that replays its corpus share it.
 
 use std::net::SocketAddr;
+use std::time::Duration;
 
 use hmac::{Hmac, KeyInit, Mac};
 use sha2::Sha256;
@@ -59,7 +60,8 @@ fn receive(datagram: &[u8]) -> Result<(), Refusal> {
     let from = SocketAddr::from(([10, 0, 0, 1], 8443));
     peers.configure(from);
     let before = (peers.peers(NOW), *peers.subscribe().borrow());
-    let heard = Inbox::new(identity.clone(), keys.clone(), peers.clone(), 0).receive(datagram, from, NOW);
+    let heard =
+        Inbox::new(identity.clone(), keys.clone(), peers.clone()).receive(datagram, from, Duration::MAX, NOW);
     match heard {
         Ok(heard) => {
             let answer = heard.answer.map_or(0, |answer| answer.len());

@@ -4,7 +4,7 @@
 //! send a datagram could withdraw nodes.
 
 use std::fmt;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr, UdpSocket};
 
 use shutdown_core::peers::notice::Keys;
 
@@ -41,10 +41,16 @@ impl Neighbours {
     ///
     /// One is; one sentence.
     pub(crate) fn check(&self, listen: SocketAddr) -> Result<(), String> {
-        if listen.port() != 0 && self.peers.contains(&listen) {
-            return Err(format!("--peer {listen} is where this proxy listens itself: name the others alone"));
+        let at_all = listen.ip().is_unspecified();
+        let itself = |peer: &&SocketAddr| {
+            peer.port() == listen.port() && (peer.ip() == listen.ip() || (at_all && is_ours(peer.ip())))
+        };
+        match self.peers.iter().find(itself) {
+            Some(peer) if listen.port() != 0 => {
+                Err(format!("--peer {peer} is where this proxy listens itself: name the others alone"))
+            }
+            _ => Ok(()),
         }
-        Ok(())
     }
 
     /// A line for each setting.
@@ -84,10 +90,13 @@ impl Sources<'_> {
             None => None,
         };
         let keys = self.notice_keys()?;
-        let notices = match (keys, listen, peers.first()) {
-            (_, None, None) => None,
-            (Some((keys, key_file)), _, _) => Some(Notices { listen, keys, key_file }),
-            (None, _, _) => {
+        let mdns: Vec<String> = self.all("mdns")?.iter().map(interface).collect::<Result<_, _>>()?;
+        // With a key those that mDNS finds are told as well.
+        let off = listen.is_none() && peers.is_empty() && (keys.is_none() || mdns.is_empty());
+        let notices = match keys {
+            _ if off => None,
+            Some((keys, key_file)) => Some(Notices { listen, keys, key_file }),
+            None => {
                 let on = if listen.is_some() { "--notice-listen" } else { "--peer" };
                 return Err(format!(
                     "{on} goes with a key, without which anybody could withdraw nodes: give --notice-key-file, or \
@@ -95,7 +104,6 @@ impl Sources<'_> {
                 ));
             }
         };
-        let mdns = self.all("mdns")?.iter().map(interface).collect::<Result<_, _>>()?;
         let service_type = self
             .one("service-type")?
             .map_or_else(|| Ok(SERVICE_TYPE.to_owned()), |value| service_type(&value))?;
@@ -126,8 +134,17 @@ fn peer(value: &Value) -> Result<SocketAddr, String> {
     match addr {
         addr if addr.ip().is_unspecified() => Err(wrong("is no place to reach anybody at")),
         addr if addr.port() == 0 => Err(wrong("has no port between 1 and 65535")),
+        // One place has one name.
+        addr if addr.ip().to_canonical().is_ipv4() => {
+            Ok(SocketAddr::new(addr.ip().to_canonical(), addr.port()))
+        }
         addr => Ok(addr),
     }
+}
+
+/// Whether it is an address of this machine: nobody can bind another one's.
+fn is_ours(ip: IpAddr) -> bool {
+    UdpSocket::bind((ip, 0)).is_ok()
 }
 
 fn interface(value: &Value) -> Result<String, String> {

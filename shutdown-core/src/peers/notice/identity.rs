@@ -2,7 +2,7 @@
 
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use serde::Serialize;
@@ -23,8 +23,9 @@ pub struct Identity {
 
 #[derive(Debug, Default)]
 struct Run {
-    seq: AtomicU64,
-    leaving: AtomicBool,
+    /// Twice the number of notices made, and one more once this node leaves: a notice that it is there must have been made
+    /// before the one that it leaves, or not be made at all.
+    notices: AtomicU64,
     sent: AtomicU64,
     acknowledged: AtomicU64,
     received: AtomicU64,
@@ -88,18 +89,22 @@ impl Identity {
     /// The notice that this node leaves; from here on nobody is told that it stays. `drain` is how long requests under way
     /// still have.
     pub fn leaving(&self, why: Why, drain: Duration) -> Notice {
-        self.run.leaving.store(true, Ordering::Relaxed);
         let drain_ms = u32::try_from(drain.as_millis()).unwrap_or(u32::MAX);
-        Notice { why, drain_ms, ..self.notice(Kind::Leaving) }
+        // Relaxed, here and below: the word says nothing about other memory.
+        let made =
+            self.run.notices.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |made| Some((made + 2) | 1));
+        Notice { why, drain_ms, ..self.notice(Kind::Leaving, made.unwrap_or_default() / 2 + 1) }
     }
 
-    /// The notice that this node is there.
-    pub fn returning(&self) -> Notice {
-        self.notice(Kind::Return)
+    /// The notice that this node is there; `None` once it leaves.
+    pub fn returning(&self) -> Option<Notice> {
+        let stays = |made: u64| (made & 1 == 0).then_some(made + 2);
+        let made = self.run.notices.fetch_update(Ordering::Relaxed, Ordering::Relaxed, stays).ok()?;
+        Some(self.notice(Kind::Return, made / 2 + 1))
     }
 
-    /// The next one; an [`Outbox`](super::Outbox) fills in what differs from one attempt to the next.
-    fn notice(&self, kind: Kind) -> Notice {
+    /// An [`Outbox`](super::Outbox) fills in what differs from one attempt to the next.
+    fn notice(&self, kind: Kind, seq: u64) -> Notice {
         Notice {
             kind,
             ack_wanted: true,
@@ -107,7 +112,7 @@ impl Identity {
             why: Why::Unsaid,
             attempt: 0,
             incarnation: self.incarnation.get(),
-            seq: self.run.seq.fetch_add(1, Ordering::Relaxed) + 1,
+            seq,
             sent_at: 0,
             drain_ms: 0,
             node: self.node,
@@ -117,7 +122,7 @@ impl Identity {
     }
 
     pub(crate) fn leaves(&self) -> bool {
-        self.run.leaving.load(Ordering::Relaxed)
+        self.run.notices.load(Ordering::Relaxed) & 1 == 1
     }
 
     pub(crate) fn note_sent(&self) {

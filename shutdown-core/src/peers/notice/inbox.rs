@@ -3,6 +3,7 @@
 //! A datagram that is refused changes nothing and gets no answer, whatever the cause: only a count tells.
 
 use std::net::SocketAddr;
+use std::time::Duration;
 
 use crate::peers::notice::identity::Identity;
 use crate::peers::notice::keys::Keys;
@@ -15,8 +16,6 @@ pub struct Inbox {
     identity: Identity,
     keys: Keys,
     peers: PeerRegistry,
-    /// What was sent before may have been heard by an earlier run, whose memory died with it.
-    began_ms: u64,
 }
 
 /// What a notice has done, and what is to be answered.
@@ -32,18 +31,25 @@ pub struct Heard {
 }
 
 impl Inbox {
-    /// Hears notices for this node from `began_ms` (milliseconds since the Unix epoch) on.
-    pub fn new(identity: Identity, keys: Keys, peers: PeerRegistry, began_ms: u64) -> Self {
-        Self { identity, keys, peers, began_ms }
+    /// Hears notices for this node.
+    pub fn new(identity: Identity, keys: Keys, peers: PeerRegistry) -> Self {
+        Self { identity, keys, peers }
     }
 
-    /// Takes a datagram from `from` at `now_ms`.
+    /// Takes a datagram from `from` at `now_ms`, when it has been hearing for `heard_for`: what was sent before that may have been
+    /// heard by an earlier run, whose memory died with it.
     ///
     /// # Errors
     ///
     /// The first check that it does not pass. Then nothing has changed but that check's count.
-    pub fn receive(&self, datagram: &[u8], from: SocketAddr, now_ms: u64) -> Result<Heard, Refusal> {
-        let judged = self.judge(datagram, from, now_ms);
+    pub fn receive(
+        &self,
+        datagram: &[u8],
+        from: SocketAddr,
+        heard_for: Duration,
+        now_ms: u64,
+    ) -> Result<Heard, Refusal> {
+        let judged = self.judge(datagram, from, heard_for, now_ms);
         match &judged {
             Ok(_) => self.identity.note_received(),
             Err(cause) => self.identity.note_refused(*cause),
@@ -56,7 +62,13 @@ impl Inbox {
         self.identity.note_answered();
     }
 
-    fn judge(&self, datagram: &[u8], from: SocketAddr, now_ms: u64) -> Result<Heard, Refusal> {
+    fn judge(
+        &self,
+        datagram: &[u8],
+        from: SocketAddr,
+        heard_for: Duration,
+        now_ms: u64,
+    ) -> Result<Heard, Refusal> {
         let Datagram::Notice(mut notice) = Datagram::decode(datagram, &self.keys)? else {
             return Err(Refusal::Unexpected);
         };
@@ -67,7 +79,8 @@ impl Inbox {
         if notice.sent_at.abs_diff(now_ms) > ms(WINDOW) {
             return Err(Refusal::Window);
         }
-        if notice.sent_at < self.began_ms {
+        // From now backwards: a clock that is set does not make it deaf.
+        if notice.sent_at < now_ms.saturating_sub(ms(heard_for)) {
             return Err(Refusal::BeforeStart);
         }
         if notice.node == identity.node {

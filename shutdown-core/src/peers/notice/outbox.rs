@@ -75,7 +75,9 @@ impl Outbox {
         let has_left = |peer: &Peer| matches!(peer.state, PeerState::Draining | PeerState::Departed);
         peers.retain(|peer| notice.kind == Kind::Return || !has_left(peer));
         peers.sort_by_key(|peer| peer.state != PeerState::Up);
-        let recipient = |peer: Peer| Some(Recipient { addr: peer.notices?, id: peer.id });
+        // What discovery says who somebody is does not say whose acknowledgement counts.
+        let id = |peer: &Peer| peer.id.filter(|_| peer.authenticated);
+        let recipient = |peer: Peer| Some(Recipient { addr: peer.notices?, id: id(&peer) });
         Self::new(notice, keys, peers.into_iter().filter_map(recipient).collect())
     }
 
@@ -153,10 +155,14 @@ impl Outbox {
         }
         let index = *self.by_id.get(&ack.by).or_else(|| self.by_addr.get(&from))?;
         let letter = &mut self.letters[index];
-        if letter.acknowledged.replace(now).is_some() {
+        if letter.acknowledged.is_some() {
             return None;
         }
+        letter.acknowledged = Some(now);
         letter.to.id = Some(ack.by);
+        // From here on it is that node's, and that node is nowhere else.
+        self.by_id.insert(ack.by, index);
+        self.by_addr.remove(&from);
         let to = letter.to;
         Some(to)
     }

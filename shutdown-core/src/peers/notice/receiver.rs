@@ -6,6 +6,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use socket2::{Domain, Protocol, Socket, Type};
 use tokio::net::UdpSocket;
+use tokio::time::Instant;
 
 use crate::peers::notice::identity::Identity;
 use crate::peers::notice::inbox::{Heard, Inbox};
@@ -19,12 +20,31 @@ pub(super) const BUFFER: usize = 4 * 1024 * 1024;
 /// After an error of the socket's own.
 const PAUSE: Duration = Duration::from_millis(100);
 
-/// Opens a socket to hear notices on: for one process alone, with buffers for many at once. IPv6 means IPv6 only.
+/// A socket on which notices come; they wait in it until a [`Receiver`] runs.
+#[derive(Debug)]
+pub struct Bound {
+    socket: std::net::UdpSocket,
+    since: Instant,
+}
+
+impl Bound {
+    /// Where they come.
+    ///
+    /// # Errors
+    ///
+    /// What the system said.
+    pub fn local_addr(&self) -> io::Result<SocketAddr> {
+        self.socket.local_addr()
+    }
+}
+
+/// Opens a socket to hear notices on: for one process alone, with buffers for many at once. IPv6 means IPv6 only. What was
+/// sent before this moment will be refused.
 ///
 /// # Errors
 ///
 /// What the system said; another process that listens there is [`io::ErrorKind::AddrInUse`].
-pub fn bind(addr: SocketAddr) -> io::Result<std::net::UdpSocket> {
+pub fn bind(addr: SocketAddr) -> io::Result<Bound> {
     let socket = Socket::new(Domain::for_address(addr), Type::DGRAM, Some(Protocol::UDP))?;
     if addr.is_ipv6() {
         socket.set_only_v6(true)?;
@@ -35,21 +55,21 @@ pub fn bind(addr: SocketAddr) -> io::Result<std::net::UdpSocket> {
     socket.set_nonblocking(true)?;
     // Neither SO_REUSEADDR nor SO_REUSEPORT: with the one the last to come would take all, with the other each a share.
     socket.bind(&addr.into())?;
-    Ok(socket.into())
+    Ok(Bound { socket: socket.into(), since: Instant::now() })
 }
 
 /// Hears notices until it is dropped.
 #[derive(Debug)]
 #[must_use = "nothing is heard while it does not run"]
 pub struct Receiver {
-    socket: std::net::UdpSocket,
+    bound: Bound,
     inbox: Inbox,
 }
 
 impl Receiver {
-    /// Hears for this node on a socket of [`bind`]. What was sent before this moment is refused.
-    pub fn new(socket: std::net::UdpSocket, identity: Identity, keys: Keys, peers: PeerRegistry) -> Self {
-        Self { socket, inbox: Inbox::new(identity, keys, peers, unix_ms()) }
+    /// Hears for this node on a socket of [`bind`].
+    pub fn new(bound: Bound, identity: Identity, keys: Keys, peers: PeerRegistry) -> Self {
+        Self { bound, inbox: Inbox::new(identity, keys, peers) }
     }
 
     /// Hears and answers. Give it a thread of its own where a flood of forged datagrams must not slow down anything else: each
@@ -63,14 +83,16 @@ impl Receiver {
     ///
     /// Cancel safe: a notice whose acknowledgement was not sent is sent again.
     pub async fn run(self) -> io::Result<std::convert::Infallible> {
-        let Self { socket, inbox } = self;
+        let Self { bound: Bound { socket, since }, inbox } = self;
         let socket = UdpSocket::from_std(socket)?;
         // One byte more than any notice has: a longer datagram is cut by the system, and would else pass for a shorter one.
         let mut buffer = [0; MOST_BYTES + 1];
         loop {
             match socket.recv_from(&mut buffer).await {
                 Ok((length, from)) => {
-                    let Ok(heard) = inbox.receive(&buffer[..length], from, unix_ms()) else { continue };
+                    let Ok(heard) = inbox.receive(&buffer[..length], from, since.elapsed(), unix_ms()) else {
+                        continue;
+                    };
                     log(&heard, from);
                     if let Some(answer) = heard.answer {
                         // First: who gets it may look. One that does not leave now is given again at the repetition.

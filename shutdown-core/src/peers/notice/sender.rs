@@ -30,6 +30,8 @@ use crate::stage::StageContext;
 
 /// After so many datagrams the acknowledgements are looked at, so that they do not overflow their buffer.
 const BREATH: usize = 64;
+/// After so many that were heard, somebody else has a turn.
+const MOST_HEARD: usize = 1024;
 
 /// Tells the peers of a registry what becomes of this node. Clones are the same sender.
 #[derive(Clone, Debug)]
@@ -87,7 +89,9 @@ impl Sender {
         letters.sort_by_key(|letter| letter.acknowledged.is_some());
         letters.iter().for_each(|letter| stage.note(note(letter)));
         stage.log(move || {
-            if acknowledged == peers {
+            if peers == 0 {
+                tracing::info!(target: "shutdown", "no peer is there to hear that this node leaves");
+            } else if acknowledged == peers {
                 tracing::info!(target: "shutdown", peers, sends, "every peer has heard that this node leaves");
             } else {
                 let not = letters.iter().filter(|letter| letter.acknowledged.is_none()).take(3);
@@ -102,7 +106,7 @@ impl Sender {
     }
 
     /// Tells every peer that this node is there, and repeats it ever less often until each has acknowledged or `until` ends.
-    /// Who acknowledges is up.
+    /// Who acknowledges is up. Once this node [leaves](Self::leave) it tells nobody.
     ///
     /// # Errors
     ///
@@ -112,7 +116,10 @@ impl Sender {
     ///
     /// Cancel safe.
     pub async fn announce_return(&self, until: impl Future<Output = ()>) -> Result<Told, BoxError> {
-        self.tell(self.identity.returning(), until).await
+        match self.identity.returning() {
+            Some(notice) => self.tell(notice, until).await,
+            None => Ok(Told { letters: Vec::new(), first_round: None }),
+        }
     }
 
     async fn tell(&self, notice: Notice, until: impl Future<Output = ()>) -> Result<Told, BoxError> {
@@ -169,7 +176,9 @@ impl Sender {
                     return None;
                 }
                 sent += 1;
-                self.identity.note_sent();
+                if result.is_ok() {
+                    self.identity.note_sent();
+                }
                 Some(result)
             });
             if !left || sent < BREATH {
@@ -179,11 +188,12 @@ impl Sender {
         }
     }
 
-    /// Takes the acknowledgements that are there.
+    /// Takes acknowledgements that are there; not more at once than a flood of others may hold up.
     fn hear(&self, outbox: &mut Outbox, sockets: &Sockets, start: Instant) {
         let mut buffer = [0; MOST_BYTES + 1];
         for socket in [&sockets.v4, &sockets.v6].into_iter().flatten() {
-            while let Ok((length, from)) = socket.try_recv_from(&mut buffer) {
+            for _ in 0..MOST_HEARD {
+                let Ok((length, from)) = socket.try_recv_from(&mut buffer) else { break };
                 match self.judge(&buffer[..length]) {
                     Ok(ack) => {
                         if let Some(to) = outbox.acknowledge(&ack, from, start.elapsed()) {

@@ -170,7 +170,7 @@ pub enum Datagram {
     Ack(Ack),
 }
 
-/// Why a datagram was refused, in the order of the checks.
+/// Why a datagram was refused, in the order of the checks; the last one is checked behind the layout.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 #[non_exhaustive]
 pub enum Refusal {
@@ -196,16 +196,16 @@ pub enum Refusal {
     BeforeStart,
     /// In our own name.
     OwnNode,
-    /// Of a run of its node that is over.
-    OldIncarnation,
     /// Of a run that begins in the future.
     FutureIncarnation,
+    /// Of a run of its node that is over.
+    OldIncarnation,
     /// An acknowledgement that nobody waits for, or a notice where an acknowledgement is waited for.
     Unexpected,
 }
 
 impl Refusal {
-    /// All of them, in the order of the checks.
+    /// All of them, in their order.
     pub const ALL: [Self; 14] = [
         Self::Length,
         Self::Magic,
@@ -218,8 +218,8 @@ impl Refusal {
         Self::Window,
         Self::BeforeStart,
         Self::OwnNode,
-        Self::OldIncarnation,
         Self::FutureIncarnation,
+        Self::OldIncarnation,
         Self::Unexpected,
     ];
 

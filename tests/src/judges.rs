@@ -67,7 +67,7 @@ pub fn judge(net: &Net, dir: &Path, command: &mut Command, instance: &str) -> Ju
     process.ended(PATIENCE);
 
     let seen = checked(&named, ours, 0, instance);
-    let by_tshark = read_by_tshark(&named);
+    let by_tshark = goodbyes_read_by_tshark(&read_by_tshark(&named));
     let mut table = String::new();
     let mut row = |who: &str, v4: f64, v6: f64| {
         let _ = writeln!(table, "{who:<24} {:8.1} {:8.1}", v4 - signal, v6 - signal);
@@ -88,8 +88,8 @@ pub fn judge(net: &Net, dir: &Path, command: &mut Command, instance: &str) -> Ju
     Judged { process, known, seen, table }
 }
 
-/// What tshark reads of the goodbyes in a capture: when the first came over each family.
-fn read_by_tshark(capture: &Capture) -> [f64; 2] {
+/// What tshark reads of the goodbyes in a capture, a row a packet.
+pub fn read_by_tshark(capture: &Capture) -> Vec<Vec<String>> {
     let fields = [
         "frame.time_epoch",
         "ip.src",
@@ -100,7 +100,15 @@ fn read_by_tshark(capture: &Capture) -> [f64; 2] {
         "dns.resp.type",
         "dns.resp.ttl",
     ];
-    let rows = capture.tshark("dns.flags.response == 1 && dns.resp.ttl == 0", &fields);
+    capture.tshark("dns.flags.response == 1 && dns.resp.ttl == 0", &fields)
+}
+
+/// Holds what tshark has read against RFC 6762: when the first goodbye came over each family.
+///
+/// # Panics
+///
+/// If one is not as it must be, or there is none.
+pub fn goodbyes_read_by_tshark(rows: &[Vec<String>]) -> [f64; 2] {
     // PTR, SRV, TXT and the host's addresses: one of IPv4; a link-local and another one of IPv6.
     [(1, 4, "12|33|16|1"), (2, 5, "12|33|16|28|28")].map(|(address, ttl, kinds)| {
         let family: Vec<_> = rows.iter().filter(|row| !row[address].is_empty()).collect();

@@ -247,6 +247,11 @@ impl Node {
         self.dir
     }
 
+    /// Its directory; its data is in `data`.
+    pub fn dir(&self) -> &Path {
+        self.dir.path()
+    }
+
     /// What it knows of the peer at this address; null if nothing.
     pub fn peer(&self, at: SocketAddr) -> Value {
         peer_in(&self.status(), at).clone()

@@ -18,6 +18,7 @@ use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep_until};
 
 use crate::advertisement::{Advertisement, Names, txt};
+use crate::browse::follow;
 use crate::discovery::{Discovery, Event, Found};
 use crate::error::Error;
 use crate::interface::Interface;
@@ -63,9 +64,17 @@ pub(crate) enum Input {
     Stopped {
         station: usize,
     },
+    /// A browse begins, for the first time or anew.
+    Browsing {
+        station: usize,
+    },
     Browsed {
         station: usize,
         event: ServiceEvent,
+    },
+    /// All that is known when a browse begins has been told.
+    ToldAll {
+        station: usize,
     },
 }
 
@@ -130,7 +139,7 @@ impl Engine {
     ) -> Result<Self, Error> {
         let (input, inputs) = mpsc::channel(INPUTS);
         let mut engine = Self {
-            discovery: Discovery::of(&advertisement.node_id),
+            discovery: Discovery::of(&advertisement.node_id, &advertisement.cluster),
             advertisement,
             service,
             names,
@@ -297,7 +306,13 @@ impl Engine {
             Input::Heard { link, message, at } => self.heard(link, &message, at),
             Input::Monitor { station, event } => self.monitor(station, event),
             Input::Stopped { station } => self.stations[station].is_stopped = true,
+            Input::Browsing { station } => self.discovery.browses_again(station),
             Input::Browsed { station, event } => self.browsed(station, event),
+            Input::ToldAll { station } => {
+                for event in self.discovery.has_told_all(station) {
+                    self.pass_on(Some(event));
+                }
+            }
         }
     }
 
@@ -357,7 +372,8 @@ impl Engine {
     }
 
     fn heard(&mut self, link: usize, message: &Message, at: Instant) {
-        let station = &self.stations[self.links[link].station];
+        let index = self.links[link].station;
+        let station = &self.stations[index];
         let (mut announced, mut taken_back) = (false, false);
         for record in message.answers.iter().filter(|record| record.is_in()) {
             let is_ours = match &record.data {
@@ -382,6 +398,8 @@ impl Engine {
         let link = &mut self.links[link];
         if announced && !link.is_announced {
             link.is_announced = true;
+            // mdns-sd's word for it may be lost: its monitor drops what finds no room. What we said is to be taken back.
+            self.stations[index].is_announced = true;
             self.tell();
         } else if taken_back && self.is_leaving {
             link.goodbye.get_or_insert(at);
@@ -393,7 +411,7 @@ impl Engine {
         let mut events = Vec::new();
         for (instance, strings) in message.goodbyes(&self.service).filter(|(instance, _)| !is_ours(instance))
         {
-            events.push(self.discovery.goodbye(instance.key(), strings, at));
+            events.push(self.discovery.goodbye(&instance.key(), strings));
         }
         for event in events {
             self.pass_on(event);
@@ -428,22 +446,9 @@ impl Engine {
             return;
         }
         for (station, there) in self.stations.iter().enumerate() {
-            let events = match there.daemon.browse(&self.advertisement.service_type) {
-                Ok(events) => events,
-                Err(error) => {
-                    let interface = &there.interface.name;
-                    tracing::warn!(target: "shutdown", interface, %error, "mDNS discovers nothing");
-                    continue;
-                }
-            };
-            let input = self.input.clone();
-            tokio::spawn(async move {
-                while let Ok(event) = events.recv_async().await {
-                    if input.send(Input::Browsed { station, event }).await.is_err() {
-                        return;
-                    }
-                }
-            });
+            let (daemon, service_type) = (there.daemon.clone(), self.advertisement.service_type.clone());
+            let browse = move || daemon.browse(&service_type);
+            tokio::spawn(follow(station, there.interface.name.clone(), browse, self.input.clone()));
         }
     }
 

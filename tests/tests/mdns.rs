@@ -423,7 +423,7 @@ fn a_peer_is_found_with_all_it_says_and_its_goodbye_is_told_within_milliseconds(
     let net = Net::of(2, 2);
     let (ours, theirs) = (net.host(0), net.host(1));
     let both = ["eth0", "eth1"];
-    let mut watcher = Process::start(&mut node(theirs, "watcher", &both, &["--browse"]));
+    let mut watcher = Process::start(&mut node(theirs, "watcher", &both, &["--cluster", "blue", "--browse"]));
     let flags = ["--notice-port", "7946", "--cluster", "blue", "--browse"];
     let mut peer = Process::start(&mut node(ours, "Peer.1", &both, &flags));
     until_announced(&peer, &["eth0 IPv4", "eth0 IPv6", "eth1 IPv4", "eth1 IPv6"]);
@@ -459,7 +459,8 @@ fn a_peer_that_is_heard_no_more_is_lost_and_has_not_said_goodbye() {
         from zeroconf import IPVersion, ServiceInfo, Zeroconf\n\
         kind = '_edge._tcp.local.'\n\
         z = Zeroconf(interfaces=[sys.argv[1]], ip_version=IPVersion.V4Only)\n\
-        z.register_service(ServiceInfo(kind, 'brief.' + kind, 80, properties={'node_id': 'Brief', 'inc': '7'},\n\
+        z.register_service(ServiceInfo(kind, 'brief.' + kind, 80,\n\
+            properties={'node_id': 'Brief', 'cluster': 'default', 'inc': '7'},\n\
             server='brief.local.', addresses=[socket.inet_aton(sys.argv[1])], host_ttl=2, other_ttl=2))\n\
         print('registered', flush=True)\n\
         sys.stdin.read()\n\

@@ -167,7 +167,7 @@ impl Discovery {
 }
 
 /// The value of a key in a TXT record; the first counts, and its case does not (RFC 6763 §6.4).
-fn value<'a>(strings: &'a [Vec<u8>], key: &str) -> Option<&'a str> {
+pub(crate) fn value<'a>(strings: &'a [Vec<u8>], key: &str) -> Option<&'a str> {
     strings.iter().find_map(|string| {
         let (name, value) = string.split_at_checked(key.len())?;
         let value = value.strip_prefix(b"=")?;

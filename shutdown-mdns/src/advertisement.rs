@@ -5,6 +5,7 @@ use std::net::IpAddr;
 use shutdown_core::peers::Incarnation;
 
 use crate::error::Error;
+use crate::interface::{self, Interface};
 use crate::wire::Name;
 
 /// The longest instance label that is made here: mdns-sd may have to add ` (99)` when the name is taken.
@@ -25,7 +26,7 @@ pub struct Advertisement {
     pub port: u16,
     /// The interfaces by name. Nothing is sent on another.
     pub interfaces: Vec<String>,
-    /// Only nodes of one cluster are peers.
+    /// Only nodes of one cluster are peers: others are not discovered, nor are those that tell none if this is not empty.
     pub cluster: String,
     /// Rises with each start, and when somebody else took our records back.
     pub incarnation: Incarnation,
@@ -36,6 +37,28 @@ pub struct Advertisement {
 }
 
 impl Advertisement {
+    /// Says whether this can be advertised now, and starts nothing: for a program that wants to know before it installs
+    /// anything, or on `--check`. [`Mdns::start`](crate::Mdns::start) asks the same.
+    ///
+    /// It opens no socket, so it does not say whether one can be had.
+    ///
+    /// # Errors
+    ///
+    /// If something cannot be said over mDNS, no interface is named, or one is not there or has no address.
+    pub fn check(&self) -> Result<(), Error> {
+        self.resolve().map(drop)
+    }
+
+    /// The service type and the interfaces, if this can be advertised.
+    ///
+    /// # Errors
+    ///
+    /// As [`check`](Self::check).
+    pub(crate) fn resolve(&self) -> Result<(Name, Vec<Interface>), Error> {
+        let service = self.checked()?;
+        Ok((service, interface::named(&self.interfaces)?))
+    }
+
     /// The strings of the TXT record as it is now (RFC 6763 §6).
     pub(crate) fn strings(&self) -> Vec<(&'static str, String)> {
         let mut strings = vec![
@@ -49,11 +72,13 @@ impl Advertisement {
         strings
     }
 
+    /// The service type, if all texts are fit.
+    ///
     /// # Errors
     ///
     /// If something cannot be said over mDNS.
-    pub(crate) fn checked(&self) -> Result<(), Error> {
-        service_name(&self.service_type)?;
+    fn checked(&self) -> Result<Name, Error> {
+        let service = service_name(&self.service_type)?;
         if self.interfaces.is_empty() {
             return Err(Error::NoInterfaces);
         }
@@ -65,7 +90,7 @@ impl Advertisement {
                 return Err(Error::Text { key, why: "is too long: a string of a TXT record has 255 bytes" });
             }
         }
-        Ok(())
+        Ok(service)
     }
 }
 
@@ -74,7 +99,7 @@ impl Advertisement {
 /// # Errors
 ///
 /// If it is none.
-pub(crate) fn service_name(text: &str) -> Result<Name, Error> {
+fn service_name(text: &str) -> Result<Name, Error> {
     let error = || Error::ServiceType(text.to_owned());
     let name =
         text.strip_suffix("._tcp.local.").or_else(|| text.strip_suffix("._udp.local.")).ok_or_else(error)?;
@@ -183,7 +208,7 @@ mod tests {
         assert!(txt(&advertisement.strings()).contains(&b"inc=101".to_vec()));
         advertisement.version = "1".repeat(252);
         assert_eq!(
-            advertisement.checked().map_err(|error| error.to_string()),
+            advertisement.checked().map(drop).map_err(|error| error.to_string()),
             Err("TXT ver is too long: a string of a TXT record has 255 bytes".to_owned())
         );
         advertisement.version.clear();
@@ -197,5 +222,29 @@ mod tests {
             advertisement.service_type = bad.to_owned();
             assert!(advertisement.checked().is_err(), "{bad}");
         }
+    }
+
+    #[test]
+    fn a_check_names_what_is_wrong_and_starts_nothing() {
+        let mut advertisement = Advertisement {
+            service_type: "_edge._tcp.local.".to_owned(),
+            node_id: "edge-1".to_owned(),
+            port: 80,
+            interfaces: vec!["no such".to_owned()],
+            cluster: String::new(),
+            incarnation: Incarnation::new(7),
+            version: String::new(),
+            notice_port: None,
+        };
+        let unknown = advertisement.check();
+        assert!(
+            matches!(&unknown, Err(Error::UnknownInterface { name, .. }) if name == "no such"),
+            "{unknown:?}"
+        );
+        advertisement.interfaces.clear();
+        assert!(matches!(advertisement.check(), Err(Error::NoInterfaces)));
+        advertisement.node_id.clear();
+        advertisement.interfaces.push("lo".to_owned());
+        assert!(matches!(advertisement.check(), Err(Error::Text { key: "node_id", .. })));
     }
 }

@@ -1,31 +1,27 @@
 //! Who else is there: what mdns-sd has resolved, and goodbyes as they are heard.
 //!
 //! mdns-sd reports a removal a second after the goodbye (RFC 6762 §10.1) and does not say whether there was one. So our own
-//! sockets hear goodbyes, at once, and what it removes without one is lost. Pure: time is an argument.
+//! sockets hear goodbyes, at once, and what it removes without one is lost. Only who was told as found can leave: one packet
+//! for a name that nobody knows is nobody's word. Pure: no sockets, no clock.
 
-use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::net::SocketAddr;
-use std::time::Duration;
 
-use tokio::time::Instant;
-
-/// Something about another node of our service type. Of our own nothing is told.
+/// Something about another node of our service type and cluster. Of our own nothing is told, nor of other clusters.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Event {
     /// A node is there, or says something new about itself. Whether it may come back after a departure is for the
     /// incarnation to say: a cache may still speak of one that has gone.
     Found(Found),
-    /// A node has said goodbye.
+    /// A node that was found has said goodbye.
     Gone {
         /// The instance's full name.
         fullname: String,
         /// Who it is.
         node_id: String,
-        /// Its incarnation as the goodbye has it, or as it was last seen.
+        /// Its incarnation as it was last seen. The goodbye of an earlier one is not told.
         incarnation: Option<u64>,
-        /// By what it is known.
-        how: How,
     },
     /// A node has not been heard until its records were too old. It said nothing: it may have crashed, or the network.
     Lost {
@@ -46,7 +42,7 @@ pub struct Found {
     pub fullname: String,
     /// Who it is.
     pub node_id: String,
-    /// Its cluster; may be empty.
+    /// Its cluster, which is ours.
     pub cluster: String,
     /// Its incarnation, if it says one.
     pub incarnation: Option<u64>,
@@ -58,62 +54,62 @@ pub struct Found {
     pub notice_port: Option<u16>,
 }
 
-/// By what it is known that a node has gone.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[non_exhaustive]
-pub enum How {
-    /// A PTR record with a TTL of zero.
-    Goodbye,
-}
-
 /// How many nodes are remembered. Whoever sends more names is no mesh.
 const MOST: usize = 10_000;
-/// For how long a goodbye that comes again, or over another interface, is the same.
-const SAME_GOODBYE: Duration = Duration::from_secs(10);
-/// How many goodbyes are remembered.
-const GOODBYES: usize = 1_000;
 
 /// What is known of others.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(crate) struct Discovery {
     own: String,
+    cluster: String,
     nodes: HashMap<String, Node>,
-    goodbyes: VecDeque<(String, Option<u64>, Instant)>,
 }
 
 /// What the interfaces say of one instance.
 #[derive(Debug)]
 struct Node {
     by_station: BTreeMap<usize, Found>,
-    told: Option<Found>,
+    /// The interfaces that browse anew and have not resolved it again.
+    unconfirmed: BTreeSet<usize>,
+    told: Found,
+}
+
+impl Node {
+    /// Where it is served, over all interfaces.
+    fn addresses(&self) -> Vec<SocketAddr> {
+        let all = self.by_station.values().flat_map(|found| found.addresses.iter().copied());
+        all.collect::<BTreeSet<_>>().into_iter().collect()
+    }
 }
 
 impl Discovery {
-    /// For a node of this name.
-    pub(crate) fn of(own: &str) -> Self {
-        Self { own: own.to_owned(), ..Self::default() }
+    /// For a node of this name in this cluster.
+    pub(crate) fn of(own: &str, cluster: &str) -> Self {
+        Self { own: own.to_owned(), cluster: cluster.to_owned(), nodes: HashMap::new() }
     }
 
     /// An interface has resolved an instance.
     pub(crate) fn resolved(&mut self, station: usize, found: Found) -> Option<Event> {
-        if found.node_id.is_empty() || found.node_id == self.own {
+        if found.node_id.is_empty() || found.node_id == self.own || found.cluster != self.cluster {
+            // If it was a peer's name, it is one no more.
+            return self.removed(station, &found.fullname);
+        }
+        let is_new = !self.nodes.contains_key(&found.fullname);
+        if is_new && self.nodes.len() >= MOST {
             return None;
         }
-        if self.nodes.len() >= MOST && !self.nodes.contains_key(&found.fullname) {
-            return None;
-        }
-        let key = found.fullname.clone();
-        let node = self.nodes.entry(key).or_insert_with(|| Node { by_station: BTreeMap::new(), told: None });
+        let node = self.nodes.entry(found.fullname.clone()).or_insert_with(|| Node {
+            by_station: BTreeMap::new(),
+            unconfirmed: BTreeSet::new(),
+            told: found.clone(),
+        });
         node.by_station.insert(station, found.clone());
-        let mut whole = found;
-        whole.addresses =
-            node.by_station.values().flat_map(|found| found.addresses.iter().copied()).collect();
-        whole.addresses.sort_unstable();
-        whole.addresses.dedup();
-        if node.told.as_ref() == Some(&whole) {
+        node.unconfirmed.remove(&station);
+        let whole = Found { addresses: node.addresses(), ..found };
+        if !is_new && node.told == whole {
             return None;
         }
-        node.told = Some(whole.clone());
+        node.told = whole.clone();
         Some(Event::Found(whole))
     }
 
@@ -121,40 +117,57 @@ impl Discovery {
     pub(crate) fn removed(&mut self, station: usize, fullname: &str) -> Option<Event> {
         let node = self.nodes.get_mut(fullname)?;
         node.by_station.remove(&station);
-        if !node.by_station.is_empty() {
+        node.unconfirmed.remove(&station);
+        if node.by_station.is_empty() {
+            let told = self.nodes.remove(fullname)?.told;
+            return Some(Event::Lost {
+                fullname: told.fullname,
+                node_id: told.node_id,
+                incarnation: told.incarnation,
+            });
+        }
+        let rest = node.addresses();
+        if node.told.addresses == rest {
             return None;
         }
-        let told = self.nodes.remove(fullname)?.told?;
-        Some(Event::Lost { fullname: told.fullname, node_id: told.node_id, incarnation: told.incarnation })
+        node.told.addresses = rest;
+        Some(Event::Found(node.told.clone()))
+    }
+
+    /// An interface browses anew: it may have missed removals.
+    pub(crate) fn browses_again(&mut self, station: usize) {
+        for node in self.nodes.values_mut().filter(|node| node.by_station.contains_key(&station)) {
+            node.unconfirmed.insert(station);
+        }
+    }
+
+    /// An interface has said all it knows since it browses anew: what it has not resolved again is not there any more.
+    pub(crate) fn has_told_all(&mut self, station: usize) -> Vec<Event> {
+        let is_missed =
+            |(name, node): (&String, &Node)| node.unconfirmed.contains(&station).then(|| name.clone());
+        let missed: Vec<String> = self.nodes.iter().filter_map(is_missed).collect();
+        missed.iter().filter_map(|name| self.removed(station, name)).collect()
     }
 
     /// A goodbye was heard, with the strings of the TXT record beside it.
-    pub(crate) fn goodbye(&mut self, fullname: String, strings: &[Vec<u8>], now: Instant) -> Option<Event> {
-        let told = self.nodes.remove(&fullname).and_then(|node| node.told);
-        let text = |key: &str| value(strings, key).filter(|text| !text.is_empty());
-        let node_id = text("node_id").map(str::to_owned).or_else(|| Some(told.as_ref()?.node_id.clone()))?;
-        if node_id == self.own {
+    pub(crate) fn goodbye(&mut self, fullname: &str, strings: &[Vec<u8>]) -> Option<Event> {
+        let told = &self.nodes.get(fullname)?.told;
+        let is_anothers = |key, ours: &str| value(strings, key).is_some_and(|text| text != ours);
+        if is_anothers("node_id", &told.node_id) || is_anothers("cluster", &told.cluster) {
             return None;
         }
-        let said = text("inc").and_then(|text| text.parse().ok());
-        let incarnation = said.or_else(|| told.as_ref()?.incarnation);
-        self.goodbyes.retain(|(.., at)| now.duration_since(*at) < SAME_GOODBYE);
-        let is_same = |(name, inc, _): &(String, Option<u64>, Instant)| {
-            *name == fullname && (*inc == incarnation || incarnation.is_none())
-        };
-        if told.is_none() && self.goodbyes.iter().any(is_same) {
+        // An earlier run's, that was late or is said again by somebody.
+        let said: Option<u64> = value(strings, "inc").and_then(|text| text.parse().ok());
+        if said.zip(told.incarnation).is_some_and(|(said, told)| said < told) {
             return None;
         }
-        if self.goodbyes.len() >= GOODBYES {
-            self.goodbyes.pop_front();
-        }
-        self.goodbyes.push_back((fullname.clone(), incarnation, now));
-        Some(Event::Gone { fullname, node_id, incarnation, how: How::Goodbye })
+        let told = self.nodes.remove(fullname)?.told;
+        Some(Event::Gone { fullname: told.fullname, node_id: told.node_id, incarnation: told.incarnation })
     }
 }
 
 /// The value of a key in a TXT record; the first counts, and its case does not (RFC 6763 §6.4).
-fn value<'a>(strings: &'a [Vec<u8>], key: &str) -> Option<&'a str> {
+pub(crate) fn value<'a>(strings: &'a [Vec<u8>], key: &str) -> Option<&'a str> {
     strings.iter().find_map(|string| {
         let (name, value) = string.split_at_checked(key.len())?;
         let value = value.strip_prefix(b"=")?;
@@ -184,45 +197,102 @@ mod tests {
         text.iter().map(|text| text.as_bytes().to_vec()).collect()
     }
 
-    #[tokio::test(start_paused = true)]
-    async fn a_goodbye_is_told_once_however_often_and_over_how_many_interfaces_it_comes() {
-        let mut discovery = Discovery::of("A");
+    fn gone(event: Option<&Event>) -> Option<(&str, Option<u64>)> {
+        match event {
+            Some(Event::Gone { node_id, incarnation, .. }) => Some((node_id, *incarnation)),
+            _ => None,
+        }
+    }
+
+    #[test]
+    fn a_goodbye_is_told_once_however_often_and_over_how_many_interfaces_it_comes() {
+        let mut discovery = Discovery::of("A", "default");
         assert!(matches!(discovery.resolved(0, found(7, "10.0.0.2:80")), Some(Event::Found(_))));
         assert_eq!(discovery.resolved(0, found(7, "10.0.0.2:80")), None, "nothing new");
         let Some(Event::Found(both)) = discovery.resolved(1, found(7, "10.1.0.2:80")) else {
             panic!("an address more")
         };
         assert_eq!(both.addresses.len(), 2);
-        let now = Instant::now();
-        let gone = discovery.goodbye(NAME.to_owned(), &[], now);
-        assert!(
-            matches!(gone, Some(Event::Gone { ref node_id, incarnation: Some(7), .. }) if node_id == "B"),
-            "{gone:?}"
-        );
+        assert_eq!(gone(discovery.goodbye(NAME, &[]).as_ref()), Some(("B", Some(7))));
         // The second interface's, the repeats, and what mdns-sd says a second later.
-        assert_eq!(discovery.goodbye(NAME.to_owned(), &strings(&["node_id=B", "inc=7"]), now), None);
+        assert_eq!(discovery.goodbye(NAME, &strings(&["node_id=B", "inc=7"])), None);
         assert_eq!(discovery.removed(0, NAME), None);
         assert_eq!(discovery.removed(1, NAME), None);
         // Its next life has a goodbye of its own.
         assert!(discovery.resolved(0, found(8, "10.0.0.2:80")).is_some());
-        assert!(discovery.goodbye(NAME.to_owned(), &[], now).is_some());
+        assert_eq!(gone(discovery.goodbye(NAME, &[]).as_ref()), Some(("B", Some(8))));
     }
 
-    #[tokio::test(start_paused = true)]
-    async fn who_is_not_heard_any_more_is_lost_once_no_interface_knows_it() {
-        let mut discovery = Discovery::of("A");
+    #[test]
+    fn a_goodbye_for_whom_nobody_has_found_is_nobodys_word() {
+        let mut discovery = Discovery::of("A", "default");
+        discovery.resolved(0, found(7, "10.0.0.2:80"));
+        let forged = strings(&["node_id=B", "cluster=default", "inc=9"]);
+        assert_eq!(discovery.goodbye("forged._edge._tcp.local.", &forged), None);
+        assert!(discovery.goodbye(NAME, &forged).is_some(), "it was found, and is still");
+    }
+
+    #[test]
+    fn the_goodbye_of_an_earlier_run_is_not_told() {
+        let mut discovery = Discovery::of("A", "default");
+        discovery.resolved(0, found(8, "10.0.0.2:80"));
+        assert_eq!(discovery.goodbye(NAME, &strings(&["node_id=B", "inc=7"])), None);
+        // A later one than we know is the run that we know, or one that we missed.
+        assert_eq!(gone(discovery.goodbye(NAME, &strings(&["inc=9"])).as_ref()), Some(("B", Some(8))));
+    }
+
+    #[test]
+    fn of_another_cluster_neither_a_node_nor_its_goodbye_is_told() {
+        let mut discovery = Discovery::of("A", "default");
+        for cluster in ["blue", ""] {
+            let foreign = Found { cluster: cluster.to_owned(), ..found(7, "10.0.0.3:80") };
+            assert_eq!(discovery.resolved(0, foreign.clone()), None);
+            assert_eq!(discovery.goodbye(NAME, &[]), None);
+            discovery.resolved(0, found(7, "10.0.0.2:80"));
+            let said = format!("cluster={cluster}");
+            assert_eq!(discovery.goodbye(NAME, &strings(&["node_id=B", &said, "inc=7"])), None);
+            // The name is now the other's: ours was not heard to leave.
+            assert!(matches!(discovery.resolved(0, foreign), Some(Event::Lost { .. })));
+        }
+        let mut without = Discovery::of("A", "");
+        let alike = Found { cluster: String::new(), ..found(7, "10.0.0.2:80") };
+        assert!(without.resolved(0, alike).is_some());
+        assert!(without.goodbye(NAME, &strings(&["node_id=B"])).is_some());
+    }
+
+    #[test]
+    fn who_is_not_heard_any_more_is_lost_once_no_interface_knows_it() {
+        let mut discovery = Discovery::of("A", "default");
         discovery.resolved(0, found(7, "10.0.0.2:80"));
         discovery.resolved(1, found(7, "10.1.0.2:80"));
-        assert_eq!(discovery.removed(0, NAME), None);
+        assert_eq!(discovery.removed(0, NAME), Some(Event::Found(found(7, "10.1.0.2:80"))), "with the rest");
         assert!(matches!(discovery.removed(1, NAME), Some(Event::Lost { incarnation: Some(7), .. })));
         assert_eq!(discovery.removed(1, NAME), None);
     }
 
-    #[tokio::test(start_paused = true)]
-    async fn of_ourselves_and_of_nameless_nodes_nothing_is_told() {
-        let mut discovery = Discovery::of("B");
+    #[test]
+    fn what_an_interface_does_not_find_again_when_it_browses_anew_is_lost() {
+        let mut discovery = Discovery::of("A", "default");
+        let other = Found { fullname: "c._edge._tcp.local.".to_owned(), ..found(7, "10.0.0.3:80") };
+        discovery.resolved(0, found(7, "10.0.0.2:80"));
+        discovery.resolved(0, other.clone());
+        assert_eq!(discovery.has_told_all(0), [], "it did not begin anew");
+        discovery.browses_again(0);
+        assert_eq!(discovery.resolved(0, found(7, "10.0.0.2:80")), None, "nothing new");
+        assert_eq!(discovery.has_told_all(1), [], "another interface");
+        let lost = discovery.has_told_all(0);
+        assert!(
+            matches!(&lost[..], [Event::Lost { fullname, .. }] if *fullname == other.fullname),
+            "{lost:?}"
+        );
+        assert_eq!(discovery.has_told_all(0), []);
+    }
+
+    #[test]
+    fn of_ourselves_and_of_nameless_nodes_nothing_is_told() {
+        let mut discovery = Discovery::of("B", "default");
         assert_eq!(discovery.resolved(0, found(7, "10.0.0.2:80")), None);
-        assert_eq!(discovery.goodbye(NAME.to_owned(), &strings(&["NODE_ID=B"]), Instant::now()), None);
-        assert_eq!(discovery.goodbye("printer._edge._tcp.local.".to_owned(), &[], Instant::now()), None);
+        assert_eq!(discovery.resolved(0, Found { node_id: String::new(), ..found(7, "10.0.0.2:80") }), None);
+        assert_eq!(discovery.goodbye(NAME, &strings(&["NODE_ID=B"])), None);
     }
 }

@@ -12,13 +12,15 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use mdns_sd::{DaemonEvent, IfKind, ResolvedService, ScopedIp, ServiceDaemon, ServiceEvent, ServiceInfo};
+use shutdown_core::peers::WINDOW;
 use tokio::net::UdpSocket;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep_until};
 
 use crate::advertisement::{Advertisement, Names, txt};
-use crate::discovery::{Discovery, Event, Found};
+use crate::browse::follow;
+use crate::discovery::{Discovery, Event, Found, value};
 use crate::error::Error;
 use crate::interface::Interface;
 use crate::link::{self, Family, PORT};
@@ -63,9 +65,17 @@ pub(crate) enum Input {
     Stopped {
         station: usize,
     },
+    /// A browse begins, for the first time or anew.
+    Browsing {
+        station: usize,
+    },
     Browsed {
         station: usize,
         event: ServiceEvent,
+    },
+    /// All that is known when a browse begins has been told.
+    ToldAll {
+        station: usize,
     },
 }
 
@@ -107,6 +117,8 @@ pub(crate) struct Engine {
     /// When somebody else's goodbye for us is answered, and the earliest time for the next.
     rescue: Option<Instant>,
     next_rescue: Instant,
+    /// The highest incarnation that anybody has said for us and others may believe.
+    claimed: Option<u64>,
     /// When our name was last heard from us.
     last_said: Instant,
     /// Set when the withdrawal begins: a goodbye for us is ours then, nobody is rescued, and nothing is passed on.
@@ -130,7 +142,7 @@ impl Engine {
     ) -> Result<Self, Error> {
         let (input, inputs) = mpsc::channel(INPUTS);
         let mut engine = Self {
-            discovery: Discovery::of(&advertisement.node_id),
+            discovery: Discovery::of(&advertisement.node_id, &advertisement.cluster),
             advertisement,
             service,
             names,
@@ -142,6 +154,7 @@ impl Engine {
             listeners: Vec::new(),
             rescue: None,
             next_rescue: Instant::now(),
+            claimed: None,
             last_said: Instant::now(),
             is_leaving: false,
             departed: None,
@@ -297,7 +310,13 @@ impl Engine {
             Input::Heard { link, message, at } => self.heard(link, &message, at),
             Input::Monitor { station, event } => self.monitor(station, event),
             Input::Stopped { station } => self.stations[station].is_stopped = true,
+            Input::Browsing { station } => self.discovery.browses_again(station),
             Input::Browsed { station, event } => self.browsed(station, event),
+            Input::ToldAll { station } => {
+                for event in self.discovery.has_told_all(station) {
+                    self.pass_on(Some(event));
+                }
+            }
         }
     }
 
@@ -357,7 +376,8 @@ impl Engine {
     }
 
     fn heard(&mut self, link: usize, message: &Message, at: Instant) {
-        let station = &self.stations[self.links[link].station];
+        let index = self.links[link].station;
+        let station = &self.stations[index];
         let (mut announced, mut taken_back) = (false, false);
         for record in message.answers.iter().filter(|record| record.is_in()) {
             let is_ours = match &record.data {
@@ -382,6 +402,8 @@ impl Engine {
         let link = &mut self.links[link];
         if announced && !link.is_announced {
             link.is_announced = true;
+            // mdns-sd's word for it may be lost: its monitor drops what finds no room. What we said is to be taken back.
+            self.stations[index].is_announced = true;
             self.tell();
         } else if taken_back && self.is_leaving {
             link.goodbye.get_or_insert(at);
@@ -389,11 +411,13 @@ impl Engine {
             // Not by us: a node that had our name, or one that wants us gone.
             self.rescue.get_or_insert(self.next_rescue.max(self.last_said + UNSAID).max(at));
         }
+        let now_ms = unix_ms();
+        self.claimed = self.claimed.max(claimed(message, &self.service, &self.advertisement.node_id, now_ms));
         let is_ours = |instance: &Name| self.stations.iter().any(|station| station.instance.is(instance));
         let mut events = Vec::new();
         for (instance, strings) in message.goodbyes(&self.service).filter(|(instance, _)| !is_ours(instance))
         {
-            events.push(self.discovery.goodbye(instance.key(), strings, at));
+            events.push(self.discovery.goodbye(&instance.key(), strings));
         }
         for event in events {
             self.pass_on(event);
@@ -404,9 +428,8 @@ impl Engine {
     fn rescue(&mut self) {
         self.rescue = None;
         self.next_rescue = Instant::now() + RESCUE;
-        let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-        let incarnation =
-            self.advertisement.incarnation.refute(since.as_millis().try_into().unwrap_or(u64::MAX));
+        let above = self.claimed.map_or(0, |claimed| claimed.saturating_add(1));
+        let incarnation = self.advertisement.incarnation.refute(unix_ms().max(above));
         tracing::warn!(target: "shutdown", incarnation, "somebody else said goodbye for us over mDNS: announcing again");
         for station in self.stations.iter().filter(|station| station.is_announced) {
             // The name is ours already.
@@ -428,22 +451,9 @@ impl Engine {
             return;
         }
         for (station, there) in self.stations.iter().enumerate() {
-            let events = match there.daemon.browse(&self.advertisement.service_type) {
-                Ok(events) => events,
-                Err(error) => {
-                    let interface = &there.interface.name;
-                    tracing::warn!(target: "shutdown", interface, %error, "mDNS discovers nothing");
-                    continue;
-                }
-            };
-            let input = self.input.clone();
-            tokio::spawn(async move {
-                while let Ok(event) = events.recv_async().await {
-                    if input.send(Input::Browsed { station, event }).await.is_err() {
-                        return;
-                    }
-                }
-            });
+            let (daemon, service_type) = (there.daemon.clone(), self.advertisement.service_type.clone());
+            let browse = move || daemon.browse(&service_type);
+            tokio::spawn(follow(station, there.interface.name.clone(), browse, self.input.clone()));
         }
     }
 
@@ -492,6 +502,27 @@ impl Station {
 /// The name of a host.
 fn host(label: &str) -> Name {
     Name::of([label, "local"]).unwrap_or_default()
+}
+
+/// The highest incarnation that a message has for our node, whoever says it, of those that others may believe: not more than
+/// [`WINDOW`] ahead of the clock.
+fn claimed(message: &Message, service: &Name, node_id: &str, now_ms: u64) -> Option<u64> {
+    let limit = now_ms.saturating_add(WINDOW.as_millis().try_into().unwrap_or(u64::MAX));
+    let records = message.answers.iter().chain(&message.others);
+    let strings = records.filter_map(|record| match &record.data {
+        Data::Txt(strings) if record.is_in() && record.name.is_child_of(service) => Some(strings),
+        _ => None,
+    });
+    let ours = strings.filter(|strings| value(strings, "node_id") == Some(node_id));
+    let said = ours.filter_map(|strings| value(strings, "inc")?.parse().ok());
+    // One more than that is said in reply, and must be believed as well.
+    said.filter(|incarnation| *incarnation < limit).max()
+}
+
+/// Milliseconds since the Unix epoch.
+fn unix_ms() -> u64 {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    since.as_millis().try_into().unwrap_or(u64::MAX)
 }
 
 /// Hears one link, for as long as the engine takes what it hears.

@@ -44,18 +44,22 @@
 //!   seen, and nowhere else. The report says for each whether it was observed, by a socket of our own, and after how long.
 //!   It is said again 1.1 and 2.5 seconds later if the process still lives: the shutdown never waits for that.
 //! * Who was never announced says no goodbye: it would take back another's records.
-//! * A goodbye of another node is passed on when it is heard, not a second later.
-//! * When somebody else says goodbye for us, we announce ourselves again, with a higher incarnation.
+//! * Only nodes of our cluster are discovered. The goodbye of one that was found is passed on when it is heard, not a second
+//!   later; one for anybody else, or of an earlier run, is not.
+//! * When somebody else says goodbye for us, we announce ourselves again, with a higher incarnation: higher, too, than what
+//!   was said in our name, if others may believe that ([`WINDOW`](shutdown_core::peers::WINDOW)).
 //!
 //! # What it does not
 //!
 //! * It does not know whether anybody heard: mDNS has no acknowledgement. Peers that must know get a notice.
 //! * A process that is killed says nothing, and [`Mdns`] that is dropped neither.
-//! * It does not authenticate: whoever is on the link can say anything for anybody. Neither does mDNS.
+//! * It does not authenticate: whoever is on the link can say anything for anybody, and a goodbye for a node that was found is
+//!   believed. Neither does mDNS. A false announcement in our name is contradicted with the next rescue only.
 //! * It does not cross routers, nor most container networks.
 //! * Two interfaces on one link see each other as two hosts, one of which is renamed: name one of them.
 
 mod advertisement;
+mod browse;
 mod discovery;
 mod engine;
 mod error;
@@ -66,7 +70,7 @@ pub mod wire;
 mod withdrawal;
 
 pub use advertisement::Advertisement;
-pub use discovery::{Event, Found, How};
+pub use discovery::{Event, Found};
 pub use error::Error;
 pub use link::Family;
 pub use mdns::{Mdns, State, Status};

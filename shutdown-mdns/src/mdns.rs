@@ -1,16 +1,16 @@
 //! The handle of a service that is advertised.
 
+use std::fmt;
 use std::sync::mpsc as std_mpsc;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use shutdown_core::{BoxError, StageContext};
 use tokio::sync::{mpsc, oneshot, watch};
 
-use crate::advertisement::{Advertisement, Names, hash, service_name};
+use crate::advertisement::{Advertisement, Names, hash};
 use crate::discovery::Event;
 use crate::engine::{Command, Engine};
 use crate::error::Error;
-use crate::interface;
 
 /// A service that is advertised. Clones are the same service.
 ///
@@ -49,6 +49,24 @@ pub struct Status {
     pub announced_on: Vec<String>,
 }
 
+impl State {
+    /// Its name in reports and on `/status`.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Registering => "registering",
+            Self::Announced => "announced",
+            Self::Withdrawn => "withdrawn",
+            Self::NeverAnnounced => "never_announced",
+        }
+    }
+}
+
+impl fmt::Display for State {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(self.as_str())
+    }
+}
+
 impl Mdns {
     /// Starts to advertise on the named interfaces, and on no other.
     ///
@@ -57,12 +75,9 @@ impl Mdns {
     ///
     /// # Errors
     ///
-    /// If the advertisement cannot be said over mDNS, an interface is not there or has no address, or the system gives no
-    /// socket or thread. What fails later – mdns-sd opens its sockets in its thread – is logged.
+    /// What [`Advertisement::check`] says, or if the system gives no socket or thread. What fails later – mdns-sd opens its sockets in its thread – is logged.
     pub fn start(advertisement: Advertisement) -> Result<Self, Error> {
-        advertisement.checked()?;
-        let service = service_name(&advertisement.service_type)?;
-        let interfaces = interface::named(&advertisement.interfaces)?;
+        let (service, interfaces) = advertisement.resolve()?;
         let names = Names::of(&advertisement.node_id, unique(&advertisement.node_id));
         let (commands, asked) = mpsc::unbounded_channel();
         let (tell, status) = watch::channel(Status::default());
@@ -105,7 +120,7 @@ impl Mdns {
         self.status.clone()
     }
 
-    /// Discovers other nodes of the service type, until the withdrawal.
+    /// Discovers other nodes of the service type and cluster, until the withdrawal.
     ///
     /// `listener` is called on the thread that does everything here: it must not block. The first browse begins to ask;
     /// later listeners hear what is new from then on.

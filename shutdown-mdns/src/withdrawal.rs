@@ -5,10 +5,10 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 use shutdown_core::TaskNote;
-use tokio::sync::oneshot;
+use tokio::sync::{mpsc, oneshot};
 use tokio::time::{Instant, sleep_until};
 
-use crate::engine::{DAEMON, ECHO, Engine, Link, REPEATS};
+use crate::engine::{DAEMON, ECHO, Engine, Input, Link, REPEATS};
 use crate::interface;
 use crate::link::{Family, group};
 use crate::wire::Goodbye;
@@ -199,16 +199,64 @@ impl Engine {
         is_done: impl Fn(&Self) -> bool,
     ) {
         while !*is_hurried && !is_done(self) {
-            tokio::select! {
-                biased;
-                input = self.inputs.recv() => match input {
-                    Some(input) => self.take(input),
-                    None => return,
-                },
-                // Also when whoever asked is gone.
-                _ = &mut *hurry => *is_hurried = true,
-                () = sleep_until(limit) => return,
+            match next(&mut self.inputs, hurry, limit).await {
+                Next::Input(input) => self.take(*input),
+                Next::Hurry => *is_hurried = true,
+                Next::Limit => break,
             }
         }
+        // What had come by then counts: a thread that had no time has not read it. No more than was waiting, though.
+        for _ in 0..self.inputs.len() {
+            if is_done(self) {
+                return;
+            }
+            if let Ok(input) = self.inputs.try_recv() {
+                self.take(input);
+            }
+        }
+    }
+}
+
+/// What ends a wait, or goes on with it.
+enum Next {
+    Input(Box<Input>),
+    Hurry,
+    Limit,
+}
+
+/// The limit and the hurry come first: in a flood there is always another input.
+async fn next(inputs: &mut mpsc::Receiver<Input>, hurry: &mut oneshot::Receiver<()>, limit: Instant) -> Next {
+    // A timer is told of the time when the thread is idle, which it may not be.
+    if Instant::now() >= limit {
+        return Next::Limit;
+    }
+    tokio::select! {
+        biased;
+        // Also when whoever asked is gone.
+        _ = hurry => Next::Hurry,
+        () = sleep_until(limit) => Next::Limit,
+        input = inputs.recv() => input.map_or(Next::Limit, |input| Next::Input(Box::new(input))),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn in_a_flood_the_limit_and_the_hurry_are_still_heard() {
+        let (input, mut inputs) = mpsc::channel(10);
+        for station in 0..10 {
+            input.try_send(Input::Stopped { station }).expect("there is room");
+        }
+        let (hurry, mut hurried) = oneshot::channel();
+        let limit = Instant::now() + Duration::from_millis(250);
+        assert!(matches!(next(&mut inputs, &mut hurried, limit).await, Next::Input(_)));
+        assert!(matches!(next(&mut inputs, &mut hurried, Instant::now()).await, Next::Limit));
+        drop::<oneshot::Sender<()>>(hurry);
+        assert!(matches!(next(&mut inputs, &mut hurried, limit).await, Next::Hurry));
+        assert_eq!(inputs.len(), 9);
     }
 }

@@ -67,8 +67,8 @@ fn run() -> Result<Infallible, Box<dyn Error>> {
                 it.notice_port,
                 it.addresses
             ),
-            Event::Gone { node_id, incarnation, how, .. } => {
-                println!("{:.3} gone {node_id} inc={} {how:?}", now(), incarnation.unwrap_or_default());
+            Event::Gone { node_id, incarnation, .. } => {
+                println!("{:.3} gone {node_id} inc={}", now(), incarnation.unwrap_or_default());
             }
             Event::Lost { node_id, .. } => println!("{:.3} lost {node_id}", now()),
             _ => {}

@@ -68,7 +68,7 @@ impl<'a> Edge<'a> {
         self.until(|status| {
             let routable =
                 status["peers"].as_array().into_iter().flatten().filter(|peer| peer["routable"] == true);
-            status["mdns"]["state"] == "Announced" && routable.count() == peers
+            status["mdns"]["state"] == "announced" && routable.count() == peers
         })
     }
 

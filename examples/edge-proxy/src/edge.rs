@@ -1,6 +1,7 @@
 //! The proxy itself: passes requests on, around upstreams that do not answer.
 //!
-//! A request that a peer has sent goes to upstreams alone (`CDN-Loop`, RFC 8586).
+//! A request that a peer has sent goes to upstreams alone, and one that has been here before to no peer, be it an upstream
+//! (`CDN-Loop`, RFC 8586).
 //!
 //! A breaker is told at the head of the answer: a stream that goes on for hours holds no probe's place. Until then the
 //! permit lives in the request's context and goes with it, so a client that leaves gives it back.
@@ -18,6 +19,7 @@ use pingora_core::{Error, ErrorSource, ErrorType, Result, RetryType};
 use pingora_http::{RequestHeader, ResponseHeader};
 use pingora_proxy::{ProxyHttp, Session};
 use shutdown_core::breaker::{Call, OwnedPermit};
+use shutdown_core::peers::Id;
 use tokio::time::Instant;
 
 use crate::request_log::Entry;
@@ -35,16 +37,21 @@ const NO_ANSWER: Duration = Duration::from_secs(10);
 pub(crate) struct Edge {
     targets: Arc<Targets>,
     opened: Opened,
+    /// In `CDN-Loop`.
+    node: String,
 }
 
 impl Edge {
-    pub(crate) fn new(targets: Arc<Targets>, opened: Opened) -> Self {
-        Self { targets, opened }
+    pub(crate) fn new(targets: Arc<Targets>, opened: Opened, node: Id) -> Self {
+        let node = node.to_bytes().iter().map(|byte| format!("{byte:02x}")).collect();
+        Self { targets, opened, node }
     }
 
     /// Where this request goes, as far as it has come.
     fn pick(&self, session: &Session, way: &mut Way) -> Picked {
-        let route = way.route.get_or_insert_with(|| self.targets.route(scope(&session.req_header().headers)));
+        let route = way
+            .route
+            .get_or_insert_with(|| self.targets.route(scope(&session.req_header().headers, &self.node)));
         self.targets.pick(route, Instant::now())
     }
 }
@@ -197,7 +204,7 @@ impl ProxyHttp for Edge {
         way: &mut Way,
     ) -> Result<()> {
         if way.target().is_some_and(Target::is_peer) {
-            request.append_header(CDN_LOOP, LOOP_NAME)?;
+            request.append_header(CDN_LOOP, format!("{LOOP_NAME}; node={}", self.node))?;
         }
         Ok(())
     }
@@ -323,14 +330,25 @@ const CDN_LOOP: &str = "CDN-Loop";
 /// What an edge-proxy calls itself there.
 const LOOP_NAME: &str = "edge-proxy";
 
-/// A request that comes from a peer goes to upstreams alone: else two peers would pass it to and fro.
-fn scope(headers: &HeaderMap) -> Scope {
-    let names = |value: &http::HeaderValue| {
+/// A request that comes from a peer goes to upstreams alone, and one that has passed this node to none of them that is a peer:
+/// else two would pass it to and fro.
+fn scope(headers: &HeaderMap, own: &str) -> Scope {
+    let mut scope = Scope::All;
+    for value in headers.get_all(CDN_LOOP) {
         let text = String::from_utf8_lossy(value.as_bytes());
         // A comma within a parameter's quotes would at worst keep a request from the peers.
-        text.split(',').any(|info| info.split(';').next().unwrap_or_default().trim() == LOOP_NAME)
-    };
-    if headers.get_all(CDN_LOOP).iter().any(names) { Scope::Upstreams } else { Scope::All }
+        for info in text.split(',') {
+            let mut parts = info.split(';').map(str::trim);
+            if parts.next() != Some(LOOP_NAME) {
+                continue;
+            }
+            if parts.any(|part| part.strip_prefix("node=") == Some(own)) {
+                return Scope::NoPeers;
+            }
+            scope = Scope::Upstreams;
+        }
+    }
+    scope
 }
 
 /// 503 and when to come back. The client's connection stays as it is, unless its body does not come.
@@ -368,11 +386,13 @@ mod tests {
             (&["edge-proxy"], Scope::Upstreams),
             (&["cdn.example; x=1 , edge-proxy ;v=\"2\""], Scope::Upstreams),
             (&["cdn.example", "edge-proxy"], Scope::Upstreams),
-            (&["edge-proxy.example", "my edge-proxy", "a;b=edge-proxy"], Scope::All),
+            (&["edge-proxy.example", "my edge-proxy", "a;b=edge-proxy", "a; node=0a"], Scope::All),
+            (&["edge-proxy; node=0b"], Scope::Upstreams),
+            (&["edge-proxy; node=0b, edge-proxy;node=0a"], Scope::NoPeers),
         ] {
             let mut headers = HeaderMap::new();
             values.iter().for_each(|value| _ = headers.append(CDN_LOOP, value.parse().unwrap()));
-            assert_eq!(scope(&headers), scope_of, "{values:?}");
+            assert_eq!(scope(&headers, "0a"), scope_of, "{values:?}");
         }
     }
 

@@ -30,6 +30,7 @@ use axum_service::resources::OpenError;
 use axum_service::stderr::Stderr;
 use pingora_core::server::configuration::ServerConf;
 use shutdown_core::breaker::Breakers;
+use shutdown_core::peers::Id;
 use shutdown_core::state::{StateError, StateStore};
 use shutdown_core::systemd::Systemd;
 use shutdown_core::{
@@ -139,7 +140,7 @@ fn run(signals: Signals) -> Result<ExitCode, Failure> {
     peers.route(&targets);
     let shown = Shown { targets: &targets, breakers: breakers.as_ref(), opened: &opened, peers: &peers };
     serve_admin(admin, &settings, shutdown, &shown, &node_id)?;
-    serve_traffic(&runtime, traffic, shutdown, Edge::new(Arc::clone(&targets), opened));
+    serve_traffic(&runtime, traffic, shutdown, Edge::new(Arc::clone(&targets), opened, Id::of(&node_id)));
     let entered = runtime.enter();
     resources.announce(at);
     drop(entered);

@@ -64,6 +64,8 @@ pub(crate) enum Scope {
     All,
     /// The upstreams alone: a peer has sent it, and may be sent what we pass on.
     Upstreams,
+    /// The upstreams that are no peers: it has been here before.
+    NoPeers,
 }
 
 /// One that requests may be sent to.
@@ -71,6 +73,7 @@ pub(crate) enum Scope {
 pub(crate) struct Target {
     name: Arc<str>,
     at: Upstream,
+    /// It is a peer, be it given as an upstream as well.
     is_peer: bool,
     /// `None`: breakers are off.
     breaker: Option<Arc<Breaker>>,
@@ -92,7 +95,7 @@ impl Target {
         self.at.addr().await
     }
 
-    /// Whether it is here as a peer, and not as an upstream.
+    /// Whether it is a peer, be it given as an upstream as well.
     pub(crate) fn is_peer(&self) -> bool {
         self.is_peer
     }
@@ -107,10 +110,11 @@ impl Target {
 /// All that may be asked at one time.
 #[derive(Debug, Default)]
 struct Table {
-    /// Upstreams first.
+    /// Upstreams first, and of those first the ones that are no peers.
     all: Vec<Arc<Target>>,
-    /// How many of them are upstreams.
+    /// How many of them are upstreams, and how many of those are no peers.
     upstreams: usize,
+    no_peers: usize,
     /// The names of all peers, those that have left as well: they keep their breakers.
     peers: BTreeSet<Arc<str>>,
 }
@@ -120,6 +124,7 @@ impl Table {
         match scope {
             Scope::All => &self.all,
             Scope::Upstreams => &self.all[..self.upstreams],
+            Scope::NoPeers => &self.all[..self.no_peers],
         }
     }
 }
@@ -168,7 +173,7 @@ pub(crate) struct Targets {
     breakers: Option<Arc<Breakers>>,
     table: ArcSwap<Table>,
     /// Whose turn it is, for each scope: requests that come from peers shift nobody else's.
-    turns: [AtomicUsize; 2],
+    turns: [AtomicUsize; 3],
     when_all_open: WhenAllOpen,
     /// Whether it was said that none admits.
     all_open: AtomicBool,
@@ -214,12 +219,19 @@ impl Targets {
             Some(known) => Arc::clone(known),
             None => Arc::new(self.target(at, name, is_peer)),
         };
-        for upstream in &self.upstreams {
-            if !upstream.given_addr().is_some_and(has_left) {
-                table.all.push(kept_or_new(upstream, upstream.to_string().into(), false));
+        let at_peers = addresses(|_| true);
+        for are_peers in [false, true] {
+            for upstream in &self.upstreams {
+                let at = upstream.given_addr();
+                if at.is_some_and(|at| at_peers.contains(&at)) == are_peers && !at.is_some_and(has_left) {
+                    table.all.push(kept_or_new(upstream, upstream.to_string().into(), are_peers));
+                }
+            }
+            table.upstreams = table.all.len();
+            if !are_peers {
+                table.no_peers = table.upstreams;
             }
         }
-        table.upstreams = table.all.len();
         let given: HashSet<_> = self.upstreams.iter().filter_map(Upstream::given_addr).collect();
         // Two nodes at one address are one place.
         let mut taken = HashSet::new();
@@ -457,6 +469,17 @@ mod tests {
     }
 
     #[test]
+    fn a_request_that_has_been_here_before_goes_to_no_upstream_that_is_a_peer() {
+        let rig = Rig::new(2, [2, 11]);
+        assert_eq!(ports(&rig.targets, Scope::All, 3), [1, 2, 11]);
+        assert_eq!(ports(&rig.targets, Scope::Upstreams, 2), [1, 2]);
+        assert_eq!(ports(&rig.targets, Scope::NoPeers, 2), [1, 1]);
+        let only = Rig::new(1, [1]);
+        let route = only.targets.route(Scope::NoPeers);
+        assert!(matches!(only.targets.pick(&route, now()), Picked::NoneLeft));
+    }
+
+    #[test]
     fn a_request_that_comes_from_a_peer_and_finds_no_upstream_goes_nowhere() {
         let mut rig = Rig::new(1, [1, 11]);
         rig.says(Kind::Leaving, 1);
@@ -505,7 +528,7 @@ mod tests {
         let mut rig = Rig::new(2, [2]);
         assert_eq!(ports(&rig.targets, Scope::All, 4), [1, 2, 1, 2]);
         let route = rig.targets.route(Scope::All);
-        assert!(!route.target(1).is_peer());
+        assert!(route.target(1).is_peer(), "it is both");
         rig.says(Kind::Leaving, 2);
         assert_eq!(ports(&rig.targets, Scope::All, 3), [1; 3]);
         assert!(route.target(1).has_left());

@@ -5,6 +5,7 @@
 
 use std::fmt;
 use std::net::{IpAddr, SocketAddr, UdpSocket};
+use std::path::Path;
 
 use shutdown_core::peers::notice::Keys;
 
@@ -121,11 +122,21 @@ impl Sources<'_> {
                 "{path} and --notice-insecure exclude each other: leave the latter out, which is for tests"
             ));
         }
-        let text = std::fs::read_to_string(&path.text)
+        let text = key_file(Path::new(&path.text))
             .map_err(|error| format!("the notice key file {path} cannot be read: {error}"))?;
         let keys = Keys::parse(&text).map_err(|error| format!("the notice key file {path}: {error}"))?;
         Ok(Some((keys, Some(path.text))))
     }
+}
+
+/// What is in a file of keys: a regular one, of some hundred keys at most.
+fn key_file(path: &Path) -> std::io::Result<String> {
+    const MOST: u64 = 64 * 1024;
+    let found = std::fs::metadata(path)?;
+    if !found.is_file() || found.len() > MOST {
+        return Err(std::io::Error::other("it is no regular file of up to 64 KiB"));
+    }
+    std::fs::read_to_string(path)
 }
 
 fn peer(value: &Value) -> Result<SocketAddr, String> {
@@ -134,12 +145,20 @@ fn peer(value: &Value) -> Result<SocketAddr, String> {
     match addr {
         addr if addr.ip().is_unspecified() => Err(wrong("is no place to reach anybody at")),
         addr if addr.port() == 0 => Err(wrong("has no port between 1 and 65535")),
+        addr if is_many(addr.ip()) => Err(wrong("is no address of one machine")),
+        SocketAddr::V6(addr) if addr.ip().is_unicast_link_local() && addr.scope_id() == 0 => {
+            Err(format!("{value} names no interface: write its number, as [fe80::1%2]:8080"))
+        }
         // One place has one name.
         addr if addr.ip().to_canonical().is_ipv4() => {
             Ok(SocketAddr::new(addr.ip().to_canonical(), addr.port()))
         }
         addr => Ok(addr),
     }
+}
+
+fn is_many(ip: IpAddr) -> bool {
+    ip.is_multicast() || matches!(ip, IpAddr::V4(ip) if ip.is_broadcast())
 }
 
 /// Whether it is an address of this machine: nobody can bind another one's.

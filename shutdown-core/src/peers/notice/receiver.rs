@@ -11,7 +11,7 @@ use tokio::time::Instant;
 use crate::peers::notice::identity::Identity;
 use crate::peers::notice::inbox::{Heard, Inbox};
 use crate::peers::notice::keys::Keys;
-use crate::peers::notice::wire::{Kind, MOST_BYTES};
+use crate::peers::notice::wire::{Kind, MOST_BYTES, Refusal};
 use crate::peers::registry::{Effect, PeerRegistry};
 
 /// What is asked of the system for the buffers of a socket. Linux's default holds 256 small datagrams, fewer than a cluster
@@ -87,11 +87,16 @@ impl Receiver {
         let socket = UdpSocket::from_std(socket)?;
         // One byte more than any notice has: a longer datagram is cut by the system, and would else pass for a shorter one.
         let mut buffer = [0; MOST_BYTES + 1];
+        let mut said = Vec::new();
         loop {
             match socket.recv_from(&mut buffer).await {
                 Ok((length, from)) => {
-                    let Ok(heard) = inbox.receive(&buffer[..length], from, since.elapsed(), unix_ms()) else {
-                        continue;
+                    let heard = match inbox.receive(&buffer[..length], from, since.elapsed(), unix_ms()) {
+                        Ok(heard) => heard,
+                        Err(cause) => {
+                            complain(cause, from, &mut said);
+                            continue;
+                        }
                     };
                     log(&heard, from);
                     if let Some(answer) = heard.answer {
@@ -106,6 +111,24 @@ impl Receiver {
                 }
             }
         }
+    }
+}
+
+/// Says once what is wrong with a member of the cluster: who has no key is not worth a line.
+fn complain(cause: Refusal, from: SocketAddr, said: &mut Vec<Refusal>) {
+    let what = match cause {
+        Refusal::OwnNode => {
+            "a notice in this node's own name: another node has its id, or it is its own peer"
+        }
+        Refusal::Window | Refusal::FutureIncarnation => {
+            "a notice that is not of now: its clock or ours is off, or somebody repeats it"
+        }
+        Refusal::Cluster => "a notice of another cluster with the same key",
+        _ => return,
+    };
+    if !said.contains(&cause) {
+        said.push(cause);
+        tracing::warn!(target: "shutdown", %from, %cause, "{what}");
     }
 }
 

@@ -84,7 +84,7 @@ fn phases(report: &Value) -> Vec<&str> {
     phases.map(|phase| phase["phase"].as_str().expect("a name")).collect()
 }
 
-fn breaker<'a>(all: &'a Value, at: SocketAddr) -> &'a Value {
+fn breaker(all: &Value, at: SocketAddr) -> &Value {
     let peer = format!("http://{at}");
     let mut all = all.as_array().expect("a list").iter();
     all.find(|breaker| breaker["peer"] == *peer).unwrap_or(&Value::Null)

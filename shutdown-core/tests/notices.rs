@@ -274,8 +274,11 @@ fn a_clock_that_is_set_back_does_not_make_a_node_deaf() {
     assert_eq!(heard.unwrap().effect, Effect::Departed);
     // And what was sent before it began is refused by how long it has heard, whatever its clock said then.
     let node = Node::new();
-    let early = node.inbox.receive(&datagram, leaver(), Duration::from_secs(2), NOW + 2_001);
+    let early = node.inbox.receive(&datagram, leaver(), Duration::from_secs(2), NOW + 2_002);
     assert_eq!(early, Err(Refusal::BeforeStart));
+    // What is sent in the same millisecond is not early, wherever the clock's ticks fall.
+    let same = node.inbox.receive(&datagram, leaver(), Duration::from_micros(900), NOW + 1);
+    assert_eq!(same.unwrap().effect, Effect::Departed);
 }
 
 #[test]

@@ -79,8 +79,8 @@ impl Inbox {
         if notice.sent_at.abs_diff(now_ms) > ms(WINDOW) {
             return Err(Refusal::Window);
         }
-        // From now backwards: a clock that is set does not make it deaf.
-        if notice.sent_at < now_ms.saturating_sub(ms(heard_for)) {
+        // From now backwards: a clock that is set does not make it deaf. Both times are cut to the millisecond before.
+        if notice.sent_at < now_ms.saturating_sub(ms(heard_for).saturating_add(1)) {
             return Err(Refusal::BeforeStart);
         }
         if notice.node == identity.node {

@@ -312,9 +312,25 @@ fn a_request_that_a_peer_sends_is_passed_to_no_peer_again() {
     let [own, theirs] = upstreams.each_ref().map(Upstream::came);
     assert_eq!((own.len(), theirs.len()), (15, 15), "in turn");
     assert!(own.iter().all(|one| !one.head.contains("cdn-loop")));
-    assert!(theirs.iter().all(|one| one.head.matches("cdn-loop: edge-proxy\r\n").count() == 1));
+    assert!(theirs.iter().all(|one| one.head.matches("cdn-loop: edge-proxy; node=").count() == 1));
     let started = |node: &Node| node.status()["requests"]["started"].as_u64();
     assert_eq!((started(&first), started(&second)), (Some(30), Some(15)), "one hop and no more");
+}
+
+#[test]
+fn a_request_does_not_go_to_and_fro_between_two_that_are_each_others_peer_and_upstream() {
+    let _alone = alone();
+    let [one, two] = [place(), place()];
+    let start = |at: SocketAddr, other: SocketAddr| {
+        let dir = tempfile::tempdir().expect("a temporary directory");
+        let mut command = Node::command(dir.path(), at, &[], &[other]);
+        command.args(["--upstream", &format!("http://{other}")]);
+        Node::run(command, dir)
+    };
+    let (first, second) = (start(one, two), start(two, one));
+    assert_eq!(statuses(one, 1), [502]);
+    let started = |node: &Node| node.status()["requests"]["started"].as_u64();
+    assert_eq!((started(&first), started(&second)), (Some(2), Some(1)), "there and back, and no further");
 }
 
 #[test]

@@ -249,10 +249,10 @@ impl Peers {
         }
         let advertisement = self.advertisement(node.id, node.cluster, node.at, incarnation, notice_port);
         let mdns = Mdns::start(advertisement).map_err(|error| Failure::start("--mdns", error))?;
-        let (registry, cluster) = (self.registry.clone(), node.cluster.to_owned());
+        let registry = self.registry.clone();
         mdns.browse(move |event| match event {
-            Event::Found(found) if found.cluster == cluster => {
-                _ = registry.sighted(sighting(found), unix_ms())
+            Event::Found(found) => {
+                registry.sighted(sighting(found), unix_ms());
             }
             Event::Gone { node_id, incarnation, .. } => {
                 registry.goodbye(&node_id, incarnation, unix_ms());

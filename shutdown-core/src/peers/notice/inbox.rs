@@ -49,7 +49,11 @@ impl Inbox {
         heard_for: Duration,
         now_ms: u64,
     ) -> Result<Heard, Refusal> {
-        let judged = self.judge(datagram, from, heard_for, now_ms);
+        let judged = match Datagram::decode(datagram, &self.keys) {
+            Ok(Datagram::Notice(notice)) => self.judge(notice, from, heard_for, now_ms),
+            Ok(Datagram::Ack(_)) => Err(Refusal::Unexpected),
+            Err(cause) => Err(cause),
+        };
         match &judged {
             Ok(_) => self.identity.note_received(),
             Err(cause) => self.identity.note_refused(*cause),
@@ -64,14 +68,11 @@ impl Inbox {
 
     fn judge(
         &self,
-        datagram: &[u8],
+        mut notice: Notice,
         from: SocketAddr,
         heard_for: Duration,
         now_ms: u64,
     ) -> Result<Heard, Refusal> {
-        let Datagram::Notice(mut notice) = Datagram::decode(datagram, &self.keys)? else {
-            return Err(Refusal::Unexpected);
-        };
         let identity = &self.identity;
         if notice.cluster != identity.cluster {
             return Err(Refusal::Cluster);

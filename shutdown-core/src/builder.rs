@@ -30,6 +30,8 @@ pub struct Builder {
     pub(crate) report_dir: Option<std::path::PathBuf>,
     #[cfg(all(unix, feature = "state"))]
     state: Option<crate::state::StateStore>,
+    #[cfg(all(unix, feature = "companions"))]
+    companions: Option<crate::plan::Need>,
     stages: Vec<(Stage, &'static str, Duration)>,
     units: Vec<(Stage, Unit)>,
 }
@@ -56,6 +58,8 @@ impl Builder {
             report_dir: None,
             #[cfg(all(unix, feature = "state"))]
             state: None,
+            #[cfg(all(unix, feature = "companions"))]
+            companions: None,
             stages: Vec::new(),
             units: Vec::new(),
         }
@@ -108,6 +112,25 @@ impl Builder {
     #[cfg(all(unix, feature = "state"))]
     pub fn state(mut self, store: crate::state::StateStore) -> Self {
         self.state = Some(store);
+        self
+    }
+
+    /// Ends these processes in stage Companions, a task for each: groups one after another, those of a group at once. Unless
+    /// [`ShutdownConfig::companion`] is given, the stage's budget is what their ladders need, at least
+    /// [`COMPANION_BUDGET`](crate::COMPANION_BUDGET).
+    ///
+    /// Once: a second set of companions would know nothing of the first one's groups.
+    ///
+    /// # Panics
+    ///
+    /// If there are companions already.
+    #[cfg(all(unix, feature = "companions"))]
+    pub fn companions(mut self, companions: &crate::companions::Companions) -> Self {
+        assert!(self.companions.is_none(), "a service has one set of companions");
+        self.companions = companions.need();
+        let tasks = companions.stage_tasks();
+        let units = tasks.into_iter().map(|(name, task)| Unit { name, when: When::During, task });
+        self.units.extend(units.map(|unit| (Stage::Companions, unit)));
         self
     }
 
@@ -181,6 +204,10 @@ impl Builder {
         let mut plan = Plan::new(&self.config);
         for (after, name, budget) in &self.stages {
             plan.insert(*after, name, *budget);
+        }
+        #[cfg(all(unix, feature = "companions"))]
+        if let Some(need) = self.companions.clone() {
+            plan.need_of_companions(need, self.config.companion);
         }
         plan
     }

@@ -71,8 +71,9 @@ pub struct ShutdownConfig {
     pub cache: Duration,
     /// Stage Database. `SHUTDOWN_DB_TIMEOUT`, default 5 s.
     pub database: Duration,
-    /// Stage Companions. `SHUTDOWN_COMPANION_TIMEOUT`, default 10 s.
-    pub companion: Duration,
+    /// Stage Companions. `SHUTDOWN_COMPANION_TIMEOUT`, default: what the ladders of the companions need, at least
+    /// [`COMPANION_BUDGET`](crate::COMPANION_BUDGET).
+    pub companion: Option<Duration>,
     /// From the reason to the exit, lame duck and report included. `SHUTDOWN_TOTAL_TIMEOUT`, default 28 s:
     /// Kubernetes kills at 30 s and does not tell the process so.
     pub total: Duration,
@@ -98,7 +99,7 @@ impl Default for ShutdownConfig {
             websocket: Duration::from_secs(5),
             cache: Duration::from_secs(5),
             database: Duration::from_secs(5),
-            companion: Duration::from_secs(10),
+            companion: None,
             total: Duration::from_secs(28),
             lame_duck_policy: LameDuckPolicy::All,
             session_window: Duration::from_secs(3),
@@ -172,7 +173,7 @@ impl ShutdownConfig {
         set(&mut config.database, "SHUTDOWN_DB_TIMEOUT")?;
         config.cache = config.database;
         set(&mut config.cache, "SHUTDOWN_CACHE_TIMEOUT")?;
-        set(&mut config.companion, "SHUTDOWN_COMPANION_TIMEOUT")?;
+        config.companion = read("SHUTDOWN_COMPANION_TIMEOUT")?;
         set(&mut config.total, "SHUTDOWN_TOTAL_TIMEOUT")?;
         set(&mut config.session_window, "SHUTDOWN_SESSION_WINDOW")?;
         if let Some(value) = lookup("SHUTDOWN_LAME_DUCK_POLICY") {

@@ -1,9 +1,15 @@
 //! Replaces files so that a reader, and a power cut, see the old one or the new one and nothing else.
 
+#[cfg(all(unix, any(feature = "state", feature = "companions")))]
+mod lock;
+
 use std::fs::{File, OpenOptions};
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
+
+#[cfg(all(unix, any(feature = "state", feature = "companions")))]
+pub(crate) use lock::{LockError, flags, is_at, lock};
 
 /// Replaces `path` by a file with these bytes, durably.
 ///

@@ -50,6 +50,8 @@
 #[cfg(feature = "breaker")]
 pub mod breaker;
 mod builder;
+#[cfg(all(unix, feature = "companions"))]
+pub mod companions;
 mod config;
 mod connections;
 mod coordinator;
@@ -103,8 +105,8 @@ pub use inflight::{NamedRequest, NamedRequestGuard, RequestGuard};
 pub use latch::{Latch, Wait};
 pub use phase::Phase;
 pub use plan::{
-    CUT_SETTLE, PERSIST_BUDGET, PERSIST_RESERVE, Plan, PlanError, PlannedStage, REPORT_RESERVE,
-    STAGE_RESERVE, Stage, Step,
+    COMPANION_BUDGET, CUT_SETTLE, PERSIST_BUDGET, PERSIST_RESERVE, Plan, PlanError, PlannedStage,
+    REPORT_RESERVE, STAGE_RESERVE, Stage, Step,
 };
 pub use reason::{Reason, Requested, SignalReceived, Urgency};
 pub use report::{

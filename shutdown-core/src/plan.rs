@@ -26,6 +26,8 @@ pub const PERSIST_RESERVE: Duration = Duration::from_millis(500);
 pub const STAGE_RESERVE: Duration = Duration::from_millis(100);
 /// Kept at the end of the drain, inside its reserve, for what has been cut to let go of its guards.
 pub const CUT_SETTLE: Duration = Duration::from_millis(50);
+/// What stage Companions has when nothing else is said and its ladders need no more.
+pub const COMPANION_BUDGET: Duration = Duration::from_secs(10);
 /// The most that stage Persist may take when there is time.
 pub const PERSIST_BUDGET: Duration = Duration::from_secs(5);
 
@@ -103,7 +105,7 @@ impl Stage {
             Self::WebSockets => config.websocket,
             Self::Cache => config.cache,
             Self::Database => config.database,
-            Self::Companions => config.companion,
+            Self::Companions => config.companion.unwrap_or(COMPANION_BUDGET),
             Self::Persist | Self::Custom(_) => PERSIST_BUDGET,
         }
     }
@@ -138,6 +140,16 @@ pub struct PlannedStage {
     pub reserve: Duration,
     /// The names of its tasks; a stage without any costs nothing.
     pub tasks: Vec<Cow<'static, str>>,
+    /// What its tasks need to end as they are meant to, where that is known.
+    #[serde(skip)]
+    need: Option<Need>,
+}
+
+/// What the tasks of a stage need, and how that is counted.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Need {
+    pub(crate) needed: Duration,
+    pub(crate) arithmetic: String,
 }
 
 /// A step whose deadline the plan knows.
@@ -185,6 +197,7 @@ impl Plan {
                 budget: stage.budget(config),
                 reserve: stage.reserve(),
                 tasks: Vec::new(),
+                need: None,
             })
             .collect();
         Self {
@@ -208,8 +221,17 @@ impl Plan {
             place.unwrap_or_else(|| panic!("there is no stage {after} to put the stage {name} after"));
         let taken = self.stages.iter().any(|planned| planned.stage.name() == name);
         assert!(!taken, "there is a stage {name} already");
-        self.stages
-            .insert(place + 1, PlannedStage { stage, budget, reserve: stage.reserve(), tasks: Vec::new() });
+        let planned = PlannedStage { stage, budget, reserve: stage.reserve(), tasks: Vec::new(), need: None };
+        self.stages.insert(place + 1, planned);
+    }
+
+    /// Says what the companions' ladders need. Their stage's budget is that, unless one is given.
+    #[cfg(all(unix, feature = "companions"))]
+    pub(crate) fn need_of_companions(&mut self, need: Need, given: Option<Duration>) {
+        let place = self.place(Stage::Companions).expect("a given stage");
+        let stage = &mut self.stages[place];
+        stage.budget = given.unwrap_or(COMPANION_BUDGET.max(need.needed));
+        stage.need = Some(need);
     }
 
     /// Adds a task's name to its stage; `false` if there is no such stage.
@@ -283,7 +305,8 @@ impl Plan {
     ///
     /// # Errors
     ///
-    /// The sum of the reserves, or the lame duck with them, is more than the total; with the arithmetic.
+    /// The sum of the reserves, or the lame duck with them, is more than the total, or a companion's ladder is longer than its
+    /// stage can be; with the arithmetic.
     pub fn check(&self) -> Result<(), PlanError> {
         let mut promised = vec![(Cow::Borrowed("drain"), STAGE_RESERVE)];
         promised.extend(
@@ -297,7 +320,16 @@ impl Plan {
         }
         let needed = promised.iter().map(|(_, reserve)| *reserve).sum();
         if needed > self.total {
-            return Err(PlanError { promised, needed, total: self.total });
+            return Err(PlanError(Impossible::Total { promised, needed, total: self.total }));
+        }
+        for planned in self.closing() {
+            let Some(need) = &planned.need else { continue };
+            // What is left when nothing else takes any time.
+            let latest = self.latest(Step::Stage(planned.stage));
+            if need.needed > planned.budget.min(latest) {
+                let (needed, budget) = (need.clone(), planned.budget);
+                return Err(PlanError(Impossible::Ladders { needed, budget, latest, total: self.total }));
+            }
         }
         Ok(())
     }
@@ -368,28 +400,48 @@ impl fmt::Display for Plan {
     }
 }
 
-/// The promises are more than the total. The configuration's mistake: a program exits with 2.
+/// The plan cannot hold. The configuration's mistake: a program exits with 2.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct PlanError {
-    promised: Vec<(Cow<'static, str>, Duration)>,
-    needed: Duration,
-    total: Duration,
+pub struct PlanError(Impossible);
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+enum Impossible {
+    /// The promises are more than the total.
+    Total { promised: Vec<(Cow<'static, str>, Duration)>, needed: Duration, total: Duration },
+    /// The companions' ladders are longer than their stage can be.
+    Ladders { needed: Need, budget: Duration, latest: Duration, total: Duration },
 }
 
 impl fmt::Display for PlanError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("the shutdown plan is impossible: ")?;
-        for (index, (name, reserve)) in self.promised.iter().enumerate() {
-            let plus = if index == 0 { "" } else { " + " };
-            write!(f, "{plus}{name} {}", display_duration(*reserve))?;
+        let d = display_duration;
+        match &self.0 {
+            Impossible::Total { promised, needed, total } => {
+                for (index, (name, reserve)) in promised.iter().enumerate() {
+                    let plus = if index == 0 { "" } else { " + " };
+                    write!(f, "{plus}{name} {}", d(*reserve))?;
+                }
+                let (needed, total) = (d(*needed), d(*total));
+                write!(
+                    f,
+                    " = {needed} is more than SHUTDOWN_TOTAL_TIMEOUT={total}: raise the total to at least {needed}"
+                )
+            }
+            Impossible::Ladders { needed: Need { needed, arithmetic }, budget, latest, total } => {
+                write!(f, "companions: {arithmetic}; together {} is more than ", d(*needed))?;
+                if budget < latest {
+                    write!(f, "SHUTDOWN_COMPANION_TIMEOUT={}: raise it, or shorten the ladders", d(*budget))
+                } else {
+                    write!(
+                        f,
+                        "the {} that SHUTDOWN_TOTAL_TIMEOUT={} leaves beside its reserves: raise it, or shorten the ladders",
+                        d(*latest),
+                        d(*total)
+                    )
+                }
+            }
         }
-        write!(
-            f,
-            " = {} is more than SHUTDOWN_TOTAL_TIMEOUT={}: raise the total to at least {}",
-            display_duration(self.needed),
-            display_duration(self.total),
-            display_duration(self.needed)
-        )
     }
 }
 

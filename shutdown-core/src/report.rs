@@ -339,6 +339,14 @@ impl ShutdownReport {
         self.exit_code() == EXIT_CLEAN
     }
 
+    /// The companions that were running and have been ended, in their order.
+    pub fn companions_ended(&self) -> Vec<&str> {
+        let stages = self.stages.iter().filter(|stage| stage.stage == crate::plan::Stage::Companions.name());
+        let notes = stages.flat_map(|stage| &stage.tasks).flat_map(|task| &task.notes);
+        let ended = notes.filter(|note| matches!(&*note.outcome, "exited" | "escalated"));
+        ended.map(|note| &*note.subject).collect()
+    }
+
     /// Leaves the process with [`exit_code`](Self::exit_code).
     ///
     /// Runs the handlers registered with `atexit`; one that hangs is ended by the watchdog at the total.

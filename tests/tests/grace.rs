@@ -15,7 +15,9 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 
-use shutdown_core::{Plan, PlanError, ShutdownConfig, ShutdownCoordinator, Stage, display_duration};
+use shutdown_core::{
+    COMPANION_BUDGET, Plan, PlanError, ShutdownConfig, ShutdownCoordinator, Stage, display_duration,
+};
 
 use files::{Probe, Program};
 use numbers::{Number, numbers};
@@ -191,7 +193,7 @@ fn of(config: &ShutdownConfig, variable: &str) -> Duration {
         "SHUTDOWN_WEBSOCKET_TIMEOUT" => config.websocket,
         "SHUTDOWN_CACHE_TIMEOUT" => config.cache,
         "SHUTDOWN_DB_TIMEOUT" => config.database,
-        "SHUTDOWN_COMPANION_TIMEOUT" => config.companion,
+        "SHUTDOWN_COMPANION_TIMEOUT" => config.companion.unwrap_or(COMPANION_BUDGET),
         "SHUTDOWN_TOTAL_TIMEOUT" => config.total,
         "SHUTDOWN_SESSION_WINDOW" => config.session_window,
         "SHUTDOWN_GRACE_PERIOD" => config.grace_period.unwrap_or_default(),

@@ -316,15 +316,18 @@ impl Run {
         let report = Arc::new(self.core.draft_at(Instant::now()).expect("written by `begin`"));
         self.draft(|draft| draft.report = (*report).clone());
         let (exit_code, duration_ms) = (report.exit_code, report.duration_ms);
+        let ended = report.companions_ended().join(", ");
         self.log.line(move || {
             let seconds = duration_ms / 1000.0;
+            let ended = (!ended.is_empty()).then_some(&*ended);
             if exit_code == EXIT_CLEAN {
                 tracing::info!(
-                    target: "shutdown", exit_code, duration_ms, "Graceful shutdown completed in {seconds:.2}s"
+                    target: "shutdown", exit_code, duration_ms, ended, "Graceful shutdown completed in {seconds:.2}s"
                 );
             } else {
                 tracing::warn!(
-                    target: "shutdown", exit_code, duration_ms, "Shutdown completed in {seconds:.2}s, not all of it well"
+                    target: "shutdown", exit_code, duration_ms, ended,
+                    "Shutdown completed in {seconds:.2}s, not all of it well"
                 );
             }
         });

@@ -13,26 +13,24 @@
 
 use std::borrow::Cow;
 use std::fs::{DirBuilder, File, OpenOptions};
-use std::io::{self, Read, Write};
+use std::io::{self, Read};
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use parking_lot::Mutex;
-use rustix::fs::{FlockOperation, OFlags, flock};
+use rustix::fs::OFlags;
 use rustix::io::Errno;
 
 use super::backend::{Generation, StateBackend};
 use super::error::StateError;
 use super::legacy;
-use crate::files::{owner_of_new, replace, replace_keeping, sweep, sync_dir};
+use crate::files::{self, LockError, flags, is_at, owner_of_new, replace, replace_keeping, sweep, sync_dir};
 
 const CURRENT: &str = "state.json";
 const PREVIOUS: &str = "state.json.1";
 const LOCK: &str = "state.lock";
 const DAMAGED: &str = "state.json.damaged-";
-/// How often a lock file that is removed under our hands is taken anew.
-const LOCK_TRIES: usize = 5;
 /// How many generations that could not be used are kept to be looked at.
 const DAMAGED_KEPT: usize = 3;
 /// Files whose temporaries a crash may have left, the report's, which share the directory, included.
@@ -225,44 +223,21 @@ fn make(dir: &Path) -> io::Result<()> {
 
 /// Locks the file at `path`, made if it is missing, and writes this process's number into it.
 fn lock(path: &Path) -> Result<File, StateError> {
-    let failed = |doing, source| StateError::Io { path: path.to_owned(), doing, source };
-    let mut options = OpenOptions::new();
-    options.read(true).write(true).create(true).truncate(false).mode(0o600);
-    options.custom_flags(flags(OFlags::NOFOLLOW | OFlags::NONBLOCK));
-    for _ in 0..LOCK_TRIES {
-        let mut file = options.open(path).map_err(|source| failed("opened", source))?;
-        let metadata = file.metadata().map_err(|source| failed("opened", source))?;
-        if !metadata.is_file() || metadata.nlink() > 1 {
-            // A second name: writing here would write there.
-            return Err(failed("locked", io::Error::other("it is no regular file of its own: remove it")));
-        }
-        match flock(&file, FlockOperation::NonBlockingLockExclusive) {
-            Ok(()) => {}
-            Err(Errno::WOULDBLOCK) => return Err(held(path, &file)),
-            Err(error) => return Err(failed("locked", error.into())),
-        }
-        if is_at(&file, path) {
-            // Only what others are told: on a full disk the lock still holds.
-            let _ = file.set_len(0).and_then(|()| writeln!(file, "{}", std::process::id()));
-            return Ok(file);
-        }
-        // Somebody removed it between open and lock: that is no lock for who comes next.
-    }
-    Err(failed("locked", io::Error::other("it changes under the lock")))
+    files::lock(path, 0o600).map_err(|error| match error {
+        LockError::Io { doing, source } => StateError::Io { path: path.to_owned(), doing, source },
+        LockError::Held(by) => held(path, by),
+    })
 }
 
-/// Who has the lock, as far as it has written that down.
-fn held(path: &Path, file: &File) -> StateError {
-    let mut note = String::new();
-    let _ = file.take(32).read_to_string(&mut note);
-    let by = match note.trim().parse::<u32>() {
-        Ok(pid) if pid == std::process::id() => {
+fn held(path: &Path, by: Option<u32>) -> StateError {
+    let by = match by {
+        Some(pid) if pid == std::process::id() => {
             format!(
                 "process {pid}, which is this one's number, too: another store in it, or another container"
             )
         }
-        Ok(pid) => format!("process {pid}"),
-        Err(_) => "another process".to_owned(),
+        Some(pid) => format!("process {pid}"),
+        None => "another process".to_owned(),
     };
     let place = path.parent().unwrap_or(path).display();
     StateError::Held { place: format!("the state directory {place}"), by }
@@ -273,23 +248,11 @@ fn identity(dir: &Path) -> Option<(u64, u64)> {
     Some((metadata.dev(), metadata.ino()))
 }
 
-/// Whether `file` is what stands at `path`.
-fn is_at(file: &File, path: &Path) -> bool {
-    match (file.metadata(), path.symlink_metadata()) {
-        (Ok(ours), Ok(there)) => (ours.dev(), ours.ino()) == (there.dev(), there.ino()),
-        _ => false,
-    }
-}
-
 /// Whether there is any state of ours in `dir`, one that was set aside included.
 fn has_been_used(dir: &Path) -> bool {
     let Ok(entries) = std::fs::read_dir(dir) else { return false };
     let ours = |name: &str| name == CURRENT || name == PREVIOUS || name.starts_with(DAMAGED);
     entries.flatten().any(|entry| entry.file_name().to_str().is_some_and(ours))
-}
-
-fn flags(flags: OFlags) -> i32 {
-    i32::try_from(flags.bits()).expect("the flags of open(2) are an int")
 }
 
 /// Removes the oldest generations that were set aside, but never `newest`, and nothing that is no file.

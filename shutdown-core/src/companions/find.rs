@@ -1,0 +1,177 @@
+//! Finding a companion's process, and making sure that it is the companion.
+//!
+//! The order leaves no race: the number is read, the process is held, it is looked at, and only then a signal goes to what is
+//! held. Whatever does not fit is refused, and nobody is signalled.
+
+use std::io;
+
+use rustix::process::{geteuid, getppid};
+use tokio::time::Instant;
+
+use super::companion::{Companion, NotRunning, Refusal};
+use super::identity::{self, Identity};
+use super::pid_file::{EMPTY_FOR, PidFile, PidFileKind, Reading, Unread};
+use super::process::Process;
+
+/// How often an empty PID file is looked at again, for [`EMPTY_FOR`].
+const AGAIN: std::time::Duration = std::time::Duration::from_millis(20);
+
+/// A companion's process, and the PID file that named it.
+pub(super) struct Found {
+    pub(super) process: Process,
+    pub(super) named_by: Option<(PidFile, Reading)>,
+}
+
+/// Why there is no process to signal.
+#[derive(Debug)]
+pub(super) enum NotFound {
+    NotRunning(NotRunning),
+    Refused(Refusal),
+}
+
+impl From<NotRunning> for NotFound {
+    fn from(why: NotRunning) -> Self {
+        Self::NotRunning(why)
+    }
+}
+
+impl From<Refusal> for NotFound {
+    fn from(why: Refusal) -> Self {
+        Self::Refused(why)
+    }
+}
+
+/// Finds a companion by its PID file, and, if it is to be looked for like that, by its name.
+pub(super) async fn find(companion: &Companion) -> Result<Found, NotFound> {
+    let by_file = match &companion.pid_file {
+        Some(file) => by_file(&companion.name, file).await,
+        None => Err(NotRunning::NoPidFile.into()),
+    };
+    match by_file {
+        // What the file says is nobody's word about this companion. But a process that is, and may not be signalled, is it.
+        Err(NotFound::Refused(Refusal::AnotherUser { .. } | Refusal::Ourselves(_))) => by_file,
+        Err(_) if companion.by_name => by_name(&companion.name),
+        _ => by_file,
+    }
+}
+
+/// Finds the process that this PID file names, if it is called `name`.
+pub(super) async fn by_file(name: &str, file: &PidFile) -> Result<Found, NotFound> {
+    let path = || file.path().display().to_string();
+    let until = Instant::now() + EMPTY_FOR;
+    let reading = loop {
+        match file.read() {
+            Ok(reading) => break reading,
+            Err(Unread::Missing) => return Err(NotRunning::NoPidFile.into()),
+            Err(Unread::NotHeld) => return Err(NotRunning::NotHeld.into()),
+            Err(Unread::Empty) if Instant::now() < until => tokio::time::sleep(AGAIN).await,
+            Err(Unread::Empty) => {
+                return Err(Refusal::PidFile { path: path(), problem: "is empty".to_owned() }.into());
+            }
+            Err(Unread::Unusable(problem)) => return Err(Refusal::PidFile { path: path(), problem }.into()),
+        }
+    };
+    let process = confirm(name, file, &reading)?;
+    Ok(Found { process, named_by: Some((file.clone(), reading)) })
+}
+
+/// The process that this reading names, if it is called `name`.
+pub(super) fn confirm(name: &str, file: &PidFile, reading: &Reading) -> Result<Process, NotFound> {
+    let pid = reading.pid;
+    refuse_ourselves(pid)?;
+    let process = hold(pid)?.ok_or(NotRunning::Stale(pid))?;
+    if let Some(identity) = look(file.kind(), pid)? {
+        check(name, file, reading, &identity)?;
+    }
+    Ok(process)
+}
+
+fn hold(pid: u32) -> Result<Option<Process>, Refusal> {
+    Process::hold(pid).map_err(|error| Refusal::Unknown { pid: Some(pid), why: error.to_string() })
+}
+
+fn refuse_ourselves(pid: u32) -> Result<(), Refusal> {
+    let parent = getppid().map(|parent| parent.as_raw_nonzero().get().unsigned_abs());
+    if pid == std::process::id() || Some(pid) == parent { Err(Refusal::Ourselves(pid)) } else { Ok(()) }
+}
+
+/// Who holds the number, once it is held.
+#[cfg(target_os = "linux")]
+fn look(_kind: PidFileKind, pid: u32) -> Result<Option<Identity>, NotFound> {
+    match identity::of(pid) {
+        Ok(Some(identity)) if identity.is_zombie => Err(NotRunning::Zombie(pid).into()),
+        Ok(Some(identity)) => Ok(Some(identity)),
+        Ok(None) => Err(NotRunning::Stale(pid).into()),
+        Err(error) => Err(Refusal::Unknown { pid: Some(pid), why: error.to_string() }.into()),
+    }
+}
+
+/// Without `/proc` only a lock that is held says that the process runs which the file names.
+#[cfg(not(target_os = "linux"))]
+fn look(kind: PidFileKind, pid: u32) -> Result<Option<Identity>, NotFound> {
+    if kind == PidFileKind::Locked {
+        return Ok(None);
+    }
+    let why = "this system has no /proc, so only a locked PID file is believed".to_owned();
+    Err(Refusal::Unknown { pid: Some(pid), why }.into())
+}
+
+/// Whether the process is the one that the file was written for.
+fn check(name: &str, file: &PidFile, reading: &Reading, identity: &Identity) -> Result<(), Refusal> {
+    let pid = reading.pid;
+    if !identity.is(name) {
+        return Err(Refusal::AnotherProgram { pid, called: identity.name() });
+    }
+    let me = geteuid();
+    if identity.user != me.as_raw() && !me.is_root() {
+        return Err(Refusal::AnotherUser { pid, user: identity.user });
+    }
+    // Whoever may write the file chooses the process. Where only root may, that is root's choice.
+    if ![0, me.as_raw(), identity.user].contains(&reading.owner) {
+        return Err(Refusal::ForeignFile { path: file.path().display().to_string(), owner: reading.owner });
+    }
+    let later = started_after(identity, reading);
+    if let Some(seconds) = later.filter(|_| file.kind() != PidFileKind::Locked) {
+        return Err(Refusal::YoungerThanFile { pid, seconds });
+    }
+    Ok(())
+}
+
+/// By how many seconds the process seems to have been started after the file was written, if it was.
+#[cfg(target_os = "linux")]
+fn started_after(identity: &Identity, reading: &Reading) -> Option<u64> {
+    let later = identity::started_at(identity)?.duration_since(reading.written).ok()?;
+    (later > identity::CLOCKS_DIFFER).then_some(later.as_secs())
+}
+
+#[cfg(not(target_os = "linux"))]
+fn started_after(_identity: &Identity, _reading: &Reading) -> Option<u64> {
+    None
+}
+
+/// Finds the only process of this user that is called `name`.
+#[cfg(target_os = "linux")]
+fn by_name(name: &str) -> Result<Found, NotFound> {
+    let unseen = |error: io::Error| Refusal::Unknown { pid: None, why: error.to_string() };
+    let user = geteuid().as_raw();
+    let pid = match identity::called(name, user).map_err(unseen)?.as_slice() {
+        [] => return Err(NotRunning::NobodyOfThatName.into()),
+        [pid] => *pid,
+        several => return Err(Refusal::Several(several.to_vec()).into()),
+    };
+    refuse_ourselves(pid)?;
+    let process = hold(pid)?.ok_or(NotRunning::NobodyOfThatName)?;
+    // Looked at again, now that the number cannot be given to another any more.
+    match identity::of(pid).map_err(unseen)? {
+        Some(identity) if identity.is(name) && identity.user == user && !identity.is_zombie => {
+            Ok(Found { process, named_by: None })
+        }
+        _ => Err(NotRunning::NobodyOfThatName.into()),
+    }
+}
+
+#[cfg(not(target_os = "linux"))]
+fn by_name(_name: &str) -> Result<Found, NotFound> {
+    let why = "this system has no /proc, so nobody is found by name".to_owned();
+    Err(Refusal::Unknown { pid: None, why }.into())
+}

@@ -12,6 +12,7 @@ pub mod manager;
 pub mod mdns_wire;
 pub mod mesh;
 pub mod netns;
+pub mod pg_clients;
 pub mod process;
 pub mod rig;
 pub mod saved;

@@ -422,9 +422,7 @@ impl EdgeProxy {
         env: impl IntoIterator<Item = (K, V)>,
     ) -> Self {
         let process = Process::start(Self::command(dir.path()).envs(env));
-        let listen = process.address("  traffic ");
-        let admin = process.address("  admin ");
-        Self { process, listen, admin, dir }
+        Self::serving(process, dir)
     }
 
     /// Starts one with the default budgets.
@@ -434,6 +432,23 @@ impl EdgeProxy {
     /// If it does not start.
     pub fn with_defaults() -> Self {
         Self::start([("EDGE_PROXY_UNUSED", "")])
+    }
+
+    /// Starts one with these flags and the default budgets, and waits until it serves.
+    ///
+    /// # Panics
+    ///
+    /// If it does not.
+    pub fn with_flags<S: AsRef<OsStr>>(flags: impl IntoIterator<Item = S>) -> Self {
+        let dir = tempfile::tempdir().expect("a temporary directory");
+        let process = Process::start(Self::command(dir.path()).args(flags));
+        Self::serving(process, dir)
+    }
+
+    fn serving(process: Process, dir: tempfile::TempDir) -> Self {
+        let listen = process.address("  traffic ");
+        let admin = process.address("  admin ");
+        Self { process, listen, admin, dir }
     }
 
     /// Its process, where it serves, and the directory that must outlive it.

@@ -1,12 +1,15 @@
-//! Real servers for the tests: PostgreSQL, Redis, and a small registry over HTTP.
+//! Real servers for the tests: PostgreSQL, PgBouncer, Redis, and a small registry over HTTP.
 //!
-//! Each is started by its test, in a directory of its own, on a free port of the loopback and a Unix socket, without
-//! privileges, and is gone when its handle is dropped. What runs on the machine already is neither used nor touched.
+//! Each is started by its test, in a directory of its own, on a free port of the loopback and a Unix socket (PgBouncer:
+//! only that), without privileges, and is gone when its handle is dropped. What runs on the machine already is neither
+//! used nor touched.
 
+mod pgbouncer;
 mod postgres;
 mod redis;
 mod registry;
 
+pub use pgbouncer::{Installed, Pgbouncer, Pooling, missing_pgbouncers, pgbouncers};
 pub use postgres::{LogLine, Postgres};
 pub use redis::{Redis, RedisLine};
 pub use registry::{Answer, Recorded, Registry};
@@ -67,10 +70,15 @@ fn ids_of(user: &str) -> (u32, u32) {
 /// A command that runs `program` as `user` where this process is root, and as oneself else. `setpriv` becomes the
 /// program: its number is the server's.
 fn command_as(user: &str, program: &Path) -> Command {
+    command_with(user, &[], program)
+}
+
+/// The same with options for `setpriv`, which has some only where this process is root.
+fn command_with(user: &str, options: &[&str], program: &Path) -> Command {
     let mut command = if geteuid().is_root() {
         let mut command = Command::new("setpriv");
-        command.args([&format!("--reuid={user}"), &format!("--regid={user}"), "--init-groups", "--"]);
-        command.arg(program);
+        command.args([&format!("--reuid={user}"), &format!("--regid={user}"), "--init-groups"]);
+        command.args(options).arg("--").arg(program);
         command
     } else {
         Command::new(program)

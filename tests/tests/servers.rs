@@ -5,7 +5,12 @@ use std::net::{SocketAddr, TcpStream};
 use std::path::Path;
 use std::time::Duration;
 
-use shutdown_tests::servers::{Answer, Postgres, Redis, Registry, unix_ms};
+use rustix::process::Signal;
+use shutdown_tests::PATIENCE;
+use shutdown_tests::pg_clients::{Client, Load};
+use shutdown_tests::servers::{
+    Answer, Pooling, Postgres, Redis, Registry, missing_pgbouncers, pgbouncers, unix_ms,
+};
 
 /// How long a frozen server is listened to: it would have answered in a hundredth of that.
 const SILENCE: Duration = Duration::from_millis(300);
@@ -72,7 +77,7 @@ fn postgres_answers_over_both_ways_and_logs_who_came_and_went_in_utc() {
         "-c",
         "SELECT 1",
     ]));
-    assert_eq!(client.exit_code(shutdown_tests::PATIENCE), 0, "{}", client.stderr());
+    assert_eq!(client.exit_code(PATIENCE), 0, "{}", client.stderr());
     postgres.logged(|line| line.text.contains("connection received: host=[local]"));
 }
 
@@ -85,7 +90,7 @@ fn a_frozen_postgres_takes_connections_and_says_nothing_and_a_thawed_one_answers
     stream.write_all(&[0, 0, 0, 8, 4, 210, 22, 47]).expect("the kernel takes it");
     assert_eq!(hears(&mut stream), b"");
     postgres.thaw();
-    stream.set_read_timeout(Some(shutdown_tests::PATIENCE)).expect("a socket");
+    stream.set_read_timeout(Some(PATIENCE)).expect("a socket");
     let mut answer = [0];
     stream.read_exact(&mut answer).expect("it answers now");
     assert_eq!(&answer, b"N");
@@ -138,7 +143,7 @@ fn a_frozen_redis_says_nothing_and_a_thawed_one_answers() {
     stream.write_all(b"PING\r\n").expect("the kernel takes it");
     assert_eq!(hears(&mut stream), b"");
     redis.thaw();
-    stream.set_read_timeout(Some(shutdown_tests::PATIENCE)).expect("a socket");
+    stream.set_read_timeout(Some(PATIENCE)).expect("a socket");
     let mut answer = [0; 7];
     stream.read_exact(&mut answer).expect("it answers now");
     assert_eq!(&answer, b"+PONG\r\n");
@@ -204,4 +209,32 @@ fn the_registry_writes_down_what_it_is_asked_and_fails_as_it_is_told() {
     assert!(put(&registry, "/nodes/e", "").expect("it is back").starts_with("HTTP/1.1 204 "));
     let paths: Vec<_> = registry.requests().into_iter().map(|request| request.path).collect();
     assert_eq!(paths, ["/nodes/a?up=1", "/nodes/b", "/nodes/c", "/nodes/e"]);
+}
+
+#[test]
+fn a_pgbouncer_of_each_version_pools_clients_and_tells_which_signals_it_got() {
+    let postgres = Postgres::start();
+    println!("missing: {:?}", missing_pgbouncers());
+    for installed in pgbouncers() {
+        let mut pooler = installed.start(&postgres, Pooling::Transaction, 5);
+        let mut load = Load::start(&postgres, &pooler, 20);
+        load.finish(50);
+        let of_pooler = postgres.query("SELECT count(*) FROM pg_stat_activity WHERE query LIKE '%load_%'");
+        assert!(of_pooler.parse::<usize>().expect("a number") <= 5 + 1, "{of_pooler} with our own");
+        pooler.signal(Signal::INT);
+        pooler.got("SIGINT");
+        assert_eq!(pooler.code(PATIENCE), 0, "{}", pooler.log());
+        assert_eq!((pooler.signals(), pooler.pidfile().exists()), (vec!["SIGINT".to_owned()], false));
+        println!("PgBouncer {installed}: {:?}", load.stop(&postgres));
+
+        let mut pooler = installed.start(&postgres, Pooling::Session, 5);
+        let mut client = Client::open(&pooler);
+        client.run("SELECT 1").expect("an answer");
+        pooler.signal(Signal::INT);
+        pooler.got("SIGINT");
+        pooler.signal(Signal::TERM);
+        pooler.ended(PATIENCE);
+        assert_eq!(pooler.signals(), ["SIGINT", "SIGTERM"], "{}", pooler.log());
+        client.run("SELECT 1").expect_err("nobody is there");
+    }
 }

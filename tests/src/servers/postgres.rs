@@ -81,6 +81,11 @@ impl Postgres {
         format!("postgres:///postgres?host={}&port={}&user={USER}", self.dir.path().display(), self.port)
     }
 
+    /// The directory of its Unix socket.
+    pub fn socket_dir(&self) -> &Path {
+        self.dir.path()
+    }
+
     /// The port of the loopback.
     pub fn port(&self) -> u16 {
         self.port

@@ -1,0 +1,216 @@
+//! A PgBouncer of a test's own, of each version that tests/run has found.
+
+use std::fmt;
+use std::os::unix::process::ExitStatusExt;
+use std::path::{Path, PathBuf};
+use std::process::{Command, ExitStatus};
+use std::time::Duration;
+
+use rustix::process::Signal;
+use tempfile::TempDir;
+
+use super::{Postgres, ask, command_with, dir_of};
+use crate::process::Process;
+
+/// It refuses to be root, and PostgreSQL's socket is this user's.
+const USER: &str = "postgres";
+/// Written once it listens and has its PID file.
+const READY: &str = "process up: ";
+const PORT: u16 = 6432;
+
+/// A PgBouncer that can be started.
+#[derive(Clone, Debug)]
+pub struct Installed {
+    program: PathBuf,
+    version: String,
+}
+
+/// What a server connection is a client's for.
+#[derive(Clone, Copy, Debug)]
+pub enum Pooling {
+    /// A transaction.
+    Transaction,
+    /// As long as the client stays.
+    Session,
+}
+
+/// A pooler in a directory of its own, in front of a [`Postgres`], on a Unix socket only: one that finds a port taken
+/// starts without it. Every user is let in, and is `postgres`.
+pub struct Pgbouncer {
+    process: Process,
+    dir: TempDir,
+}
+
+/// Every PgBouncer of `PGBOUNCER_BINS` (paths with colons between), Debian's own without it.
+///
+/// # Panics
+///
+/// If there is none, or one that does not run.
+pub fn pgbouncers() -> Vec<Installed> {
+    let bins = std::env::var_os("PGBOUNCER_BINS").unwrap_or_default();
+    let mut programs: Vec<PathBuf> =
+        std::env::split_paths(&bins).filter(|path| !path.as_os_str().is_empty()).collect();
+    if programs.is_empty() {
+        let path = std::env::var_os("PATH").unwrap_or_default();
+        let dirs = std::env::split_paths(&path).chain([PathBuf::from("/usr/sbin")]);
+        programs.extend(dirs.map(|dir| dir.join("pgbouncer")).find(|program| program.is_file()));
+    }
+    assert!(!programs.is_empty(), "PgBouncer is not installed: run tests/run, which installs it");
+    programs.into_iter().map(Installed::at).collect()
+}
+
+/// Which versions tests/run could not have, a line each; empty if none is missing.
+pub fn missing_pgbouncers() -> String {
+    std::env::var("PGBOUNCER_MISSING").unwrap_or_default()
+}
+
+impl Installed {
+    fn at(program: PathBuf) -> Self {
+        let said = ask(Command::new(&program).arg("--version"));
+        // `PgBouncer 1.18.0`; libraries below.
+        let version = said.lines().next().and_then(|line| line.strip_prefix("PgBouncer "));
+        let version = version.unwrap_or_else(|| panic!("{}: {said}", program.display())).to_owned();
+        Self { program, version }
+    }
+
+    /// Whether it is this version or a newer one: `(1, 23)`.
+    ///
+    /// # Panics
+    ///
+    /// If its version is not two numbers with a dot between, whatever follows.
+    pub fn is_at_least(&self, wanted: (u32, u32)) -> bool {
+        let mut parts = self.version.split('.').map(|part| part.parse().expect("a number"));
+        let mut next = || parts.next().expect("major.minor");
+        (next(), next()) >= wanted
+    }
+
+    /// Starts one with a pool of so many connections, and waits until it takes clients.
+    ///
+    /// # Panics
+    ///
+    /// If it does not.
+    pub fn start(&self, postgres: &Postgres, pooling: Pooling, pool_size: usize) -> Pgbouncer {
+        let dir = dir_of(USER);
+        let file = dir.path().join("pgbouncer.ini");
+        let pooling = match pooling {
+            Pooling::Transaction => "transaction",
+            Pooling::Session => "session",
+        };
+        let settings = format!(
+            "[databases]\n\
+             postgres = host={host} port={port} user={USER}\n\
+             [pgbouncer]\n\
+             unix_socket_dir = {dir}\n\
+             listen_port = {PORT}\n\
+             pidfile = {pidfile}\n\
+             auth_type = any\n\
+             pool_mode = {pooling}\n\
+             default_pool_size = {pool_size}\n\
+             max_client_conn = 200\n\
+             ignore_startup_parameters = extra_float_digits\n",
+            host = postgres.socket_dir().display(),
+            port = postgres.port(),
+            dir = dir.path().display(),
+            pidfile = pidfile(dir.path()).display(),
+        );
+        std::fs::write(&file, settings).expect("a temporary directory");
+        let process = Process::start(command(&self.program).arg(&file));
+        if process.stderr_line_or_end(|line| line.contains(READY)).is_none() {
+            panic!("PgBouncer {self} did not start:\n{}", process.stderr_so_far());
+        }
+        let pgbouncer = Pgbouncer { process, dir };
+        let written = std::fs::read_to_string(pgbouncer.pidfile()).expect("it is written before READY");
+        assert_eq!(written, format!("{}\n", pgbouncer.id()));
+        pgbouncer
+    }
+}
+
+impl fmt::Display for Installed {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.version)
+    }
+}
+
+impl Pgbouncer {
+    /// Its number.
+    pub fn id(&self) -> u32 {
+        self.process.id()
+    }
+
+    /// Its PID file.
+    pub fn pidfile(&self) -> PathBuf {
+        pidfile(self.dir.path())
+    }
+
+    /// The directory of its Unix socket.
+    pub fn socket_dir(&self) -> &Path {
+        self.dir.path()
+    }
+
+    /// What its Unix socket is named after.
+    pub fn port(&self) -> u16 {
+        PORT
+    }
+
+    /// Sends a signal.
+    ///
+    /// # Panics
+    ///
+    /// If it has been waited for already.
+    pub fn signal(&self, signal: Signal) {
+        self.process.signal(signal);
+    }
+
+    /// Waits until it has logged that it was sent this one: `SIGINT`.
+    ///
+    /// # Panics
+    ///
+    /// If it ends or takes too long without.
+    pub fn got(&self, signal: &str) {
+        let wanted = format!(" got {signal}");
+        self.process.stderr_line(|line| line.contains(&wanted));
+    }
+
+    /// The signals that it has logged, in their order: `SIGINT`.
+    pub fn signals(&self) -> Vec<String> {
+        let log = self.process.stderr_so_far();
+        let got = log.lines().filter_map(|line| line.split_once(" got SIG")?.1.split([',', ' ']).next());
+        got.map(|name| format!("SIG{name}")).collect()
+    }
+
+    /// Waits for its end, by itself or by whoever stops it. All of its log is there then.
+    ///
+    /// # Panics
+    ///
+    /// If it takes longer than `within`.
+    pub fn ended(&mut self, within: Duration) -> ExitStatus {
+        let status = self.process.ended(within);
+        self.process.stderr();
+        status
+    }
+
+    /// Its exit code, or less than zero the signal that ended it. As [`ended`](Self::ended) else.
+    ///
+    /// # Panics
+    ///
+    /// If it takes longer than `within`.
+    pub fn code(&mut self, within: Duration) -> i32 {
+        let status = self.ended(within);
+        status.code().or(status.signal().map(|signal| -signal)).expect("one of both")
+    }
+
+    /// Its log by now.
+    pub fn log(&self) -> String {
+        self.process.stderr_so_far()
+    }
+}
+
+fn pidfile(dir: &Path) -> PathBuf {
+    dir.join("pgbouncer.pid")
+}
+
+/// A command for a program that may stand in a directory of root's alone, as a target folder in root's home does: another
+/// user's process, that files are no obstacle to.
+fn command(program: &Path) -> Command {
+    command_with(USER, &["--inh-caps=+dac_override", "--ambient-caps=+dac_override"], program)
+}

@@ -12,7 +12,7 @@ use crate::Failure;
 /// An edge proxy that stops well.
 ///
 /// Each flag but --check and --unit is also EDGE_PROXY_<FLAG> in the environment or in .env (several upstreams, peers or interfaces
-/// separated by commas) and, but for --config, a key of the configuration file. A flag goes before the environment, that before .env, that before the file.
+/// separated by commas, several companions by semicolons) and, but for --config, a key of the configuration file. A flag goes before the environment, that before .env, that before the file.
 /// The budgets of the shutdown are SHUTDOWN_* variables, lower-case keys in the file; --check shows them.
 #[derive(Debug, Default, Parser)]
 #[command(name = "edge-proxy", version)]
@@ -91,6 +91,16 @@ pub(crate) struct Flags {
     /// asked to leave) [default: all]
     #[arg(long, value_name = "POLICY")]
     pub(crate) lame_duck_policy: Option<String>,
+    /// A process that ends with the proxy, as name=pgbouncer,pidfile=PATH,stop=INT:6s/TERM:2s/KILL:1s; repeat it for several.
+    /// name: what the process is called. Found by pidfile=PATH (kind=plain, locked or postmaster), or else by find=name, or
+    /// launched: launch=COMMAND (on-exit=restart or fatal). Ended by the signals of stop=, each given its time; group=N: those
+    /// of the lowest first. pgbouncer, postgres, redis-server, valkey-server and local_proxy are known: kind, stop and group need not be
+    /// given [default: none]
+    #[arg(long, value_name = "SPEC")]
+    pub(crate) companion: Vec<String>,
+    /// Where this process writes its number, and keeps the file locked: for who wants to end it [default: none]
+    #[arg(long, value_name = "FILE")]
+    pub(crate) pid_file: Option<String>,
     /// The bearer token for POST /terminate; required if --admin is not loopback
     #[arg(long, value_name = "FILE")]
     pub(crate) admin_token_file: Option<String>,
@@ -115,6 +125,7 @@ impl Flags {
             "upstream" => return self.upstream.clone(),
             "peer" => return self.peer.clone(),
             "mdns" => return self.mdns.clone(),
+            "companion" => return self.companion.clone(),
             "notice-insecure" => {
                 return self.notice_insecure.then(|| "true".to_owned()).into_iter().collect();
             }
@@ -136,6 +147,7 @@ impl Flags {
             "node-id" => &self.node_id,
             "cluster" => &self.cluster,
             "lame-duck-policy" => &self.lame_duck_policy,
+            "pid-file" => &self.pid_file,
             "admin-token-file" => &self.admin_token_file,
             _ => return Vec::new(),
         };

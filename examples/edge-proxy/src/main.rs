@@ -23,6 +23,7 @@ mod upstreams;
 use std::fmt;
 use std::io::Write;
 use std::net::{SocketAddr, TcpListener};
+use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::Arc;
 
@@ -30,6 +31,7 @@ use axum_service::resources::OpenError;
 use axum_service::stderr::Stderr;
 use pingora_core::server::configuration::ServerConf;
 use shutdown_core::breaker::Breakers;
+use shutdown_core::companions::{ClaimError, ClaimedPidFile, LaunchError, PidFile};
 use shutdown_core::peers::Id;
 use shutdown_core::state::{StateError, StateStore};
 use shutdown_core::systemd::Systemd;
@@ -73,7 +75,7 @@ fn main() -> ExitCode {
 ///
 /// ```text
 ///           TERM here: 143, nothing touched │ TERM here: the whole shutdown, and its report
-///   check ─ bind ────────────── install: state ─ database ─ admin ─ proxy ─ registry, peers ─ ready
+///   check ─ bind ─────────── install: state ─ companions ─ database ─ admin ─ proxy ─ registry, peers ─ ready
 /// ```
 ///
 /// Were the state opened before `install`, a signal between the two would leave a directory behind. `install` opens it
@@ -117,8 +119,18 @@ fn run(signals: Signals) -> Result<ExitCode, Failure> {
         .runtime(runtime.handle().clone())
         .install()
         .map_err(not_installed)?;
+    let companions = &settings.companions.all;
+    // To the end of the process: never dropped.
+    let _own = settings.pid_file.clone().map(own_pid_file).transpose()?;
     if settings.reap {
-        reap::start(shutdown).map_err(|error| Failure::start("--reap cannot hear of orphans", error))?;
+        reap::start(shutdown, companions)
+            .map_err(|error| Failure::start("--reap cannot hear of orphans", error))?;
+    }
+
+    // Before the database, which may be one of them.
+    companions.launch(shutdown).map_err(|error| not_launched(&error))?;
+    for (companion, problem) in runtime.block_on(companions.warnings()) {
+        tracing::warn!(companion, "a companion that could not be ended as things are: {problem}");
     }
 
     let all = match settings.upstreams.clone() {
@@ -203,8 +215,24 @@ fn coordinator(
         .program("edge-proxy")
         .config(settings.budgets.clone())
         .report_dir(settings.data_dir.clone())
+        .companions(&settings.companions.all)
         .state(state);
     peers.stage_tasks(resources.stage_tasks(builder, settings))
+}
+
+/// This process's PID file, locked as long as it is held.
+fn own_pid_file(path: PathBuf) -> Result<ClaimedPidFile, Failure> {
+    PidFile::claim(path).map_err(|error| {
+        let fix = match error {
+            ClaimError::Held { .. } => "end it, or choose another with --pid-file",
+            _ => "mend that, or choose another with --pid-file",
+        };
+        Failure::Start(format!("{}: {fix}", sentence(&error)))
+    })
+}
+
+fn not_launched(error: &LaunchError) -> Failure {
+    Failure::Start(format!("{} (--companion)", sentence(error)))
 }
 
 fn not_opened(error: &OpenError) -> Failure {
@@ -285,6 +313,7 @@ fn serve_admin(
     let (node_id, cluster) = (node_id.to_owned(), settings.cluster.clone());
     let (seen, measured) = (breakers.cloned(), breakers.cloned());
     let (known, notices, mdns, counted) = (peers.clone(), peers.clone(), peers.clone(), peers.clone());
+    let companions = settings.companions.all.clone();
     Admin::new(shutdown)
         .extra("breakers", move || breakers::shown(seen.as_deref()))
         .metrics(move || measured.as_deref().map(breakers::families).unwrap_or_default())
@@ -299,6 +328,7 @@ fn serve_admin(
         .extra("peers", move || known.peers_shown())
         .extra("notices", move || notices.notices_shown())
         .extra("mdns", move || mdns.mdns_shown())
+        .extra("companions", move || serde_json::to_value(companions.status()).unwrap_or_default())
         .metrics(move || counted.families())
         .serve(listener)
         .map(drop)

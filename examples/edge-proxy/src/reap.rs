@@ -13,6 +13,7 @@ use std::io;
 
 use rustix::process::{Pid, WaitId, WaitIdOptions, child_subreaper, waitid};
 use shutdown_core::ShutdownCoordinator;
+use shutdown_core::companions::Companions;
 use tokio::signal::unix::{SignalKind, signal};
 
 /// Reaps from now on, on the coordinator's own runtime, to the end of the process.
@@ -22,7 +23,7 @@ use tokio::signal::unix::{SignalKind, signal};
 /// # Errors
 ///
 /// The system refuses the handler of SIGCHLD.
-pub(crate) fn start(shutdown: ShutdownCoordinator) -> io::Result<()> {
+pub(crate) fn start(shutdown: ShutdownCoordinator, companions: &Companions) -> io::Result<()> {
     let is_given_orphans = std::process::id() == 1 || child_subreaper().is_ok_and(|of| of.is_some());
     let Some(runtime) = shutdown.own_runtime().filter(|_| is_given_orphans) else {
         tracing::warn!(
@@ -32,11 +33,13 @@ pub(crate) fn start(shutdown: ShutdownCoordinator) -> io::Result<()> {
     };
     let _inside = runtime.enter();
     let mut children = signal(SignalKind::child())?;
+    let companions = companions.clone();
     runtime.spawn(async move {
         loop {
             // First a look: what ended before the handler stood has sent its signal to nobody.
             // It reads files: not on the thread that stops the service.
-            let _ = tokio::task::spawn_blocking(reap).await;
+            let companions = companions.clone();
+            let _ = tokio::task::spawn_blocking(move || reap(&companions)).await;
             if children.recv().await.is_none() {
                 return;
             }
@@ -47,10 +50,12 @@ pub(crate) fn start(shutdown: ShutdownCoordinator) -> io::Result<()> {
 
 /// Takes the exit status of each orphan that has ended, by its number: a wait for *any* child would rob whoever started
 /// one of its status.
-fn reap() {
+fn reap(companions: &Companions) {
     for pid in ended_children() {
-        // The proxy starts no process of its own. One that it did start would have to be left out here, for who waits
-        // for it.
+        // A process that the proxy has started is waited for by who started it.
+        if companions.has_launched(pid.as_raw_nonzero().get().unsigned_abs()) {
+            continue;
+        }
         match waitid(WaitId::Pid(pid), WaitIdOptions::EXITED | WaitIdOptions::NOHANG) {
             Ok(None) => tracing::debug!(pid = pid.as_raw_nonzero().get(), "an orphan has threads that go on"),
             Ok(Some(_)) => tracing::debug!(pid = pid.as_raw_nonzero().get(), "an orphan has ended"),

@@ -6,6 +6,7 @@
 //! Variables `EDGE_PROXY_*` that are no flag are passed over in silence: Kubernetes sets `EDGE_PROXY_PORT` and its
 //! like for a Service of that name. Unknown keys in the TOML file are mistakes, because nobody else writes there.
 
+mod companions;
 mod neighbours;
 
 use std::collections::BTreeMap;
@@ -22,12 +23,13 @@ use shutdown_core::breaker;
 use shutdown_core::{LameDuckPolicy, ShutdownConfig, display_duration, parse_duration};
 
 use crate::flags::Flags;
+pub(crate) use crate::settings::companions::CompanionSettings;
 pub(crate) use crate::settings::neighbours::{Neighbours, Notices};
 use crate::targets::WhenAllOpen;
 use crate::upstreams::Upstream;
 
 /// The flags that take a value.
-pub(crate) const FLAGS: [&str; 21] = [
+pub(crate) const FLAGS: [&str; 23] = [
     "config",
     "listen",
     "admin",
@@ -48,14 +50,16 @@ pub(crate) const FLAGS: [&str; 21] = [
     "node-id",
     "cluster",
     "lame-duck-policy",
+    "companion",
+    "pid-file",
     "admin-token-file",
 ];
 
 /// The flags that take none: true or false where they are not a flag.
 pub(crate) const SWITCHES: [&str; 2] = ["notice-insecure", "reap"];
 
-/// The flags that can be repeated: separated by commas in a variable, an array in the file.
-const REPEATED: [&str; 3] = ["upstream", "peer", "mdns"];
+/// The flags that can be repeated, and what separates them in a variable; in the file they are an array.
+const REPEATED: [(&str, char); 4] = [("upstream", ','), ("peer", ','), ("mdns", ','), ("companion", ';')];
 
 /// The request log's file in the data directory.
 const DATABASE: &str = "edge-proxy.db";
@@ -82,6 +86,9 @@ pub(crate) struct Settings {
     pub(crate) cache_interval: Duration,
     pub(crate) registry: Option<RegistryUrl>,
     pub(crate) neighbours: Neighbours,
+    pub(crate) companions: CompanionSettings,
+    /// This process's own; `None`: none.
+    pub(crate) pid_file: Option<PathBuf>,
     /// As given; see [`node_id`](Self::node_id).
     node_id: Option<String>,
     pub(crate) cluster: String,
@@ -131,6 +138,8 @@ impl Settings {
             cache_interval: sources.duration("cache-interval", CACHE_INTERVAL)?,
             registry: sources.url("registry")?,
             neighbours: sources.neighbours()?,
+            companions: sources.companions()?,
+            pid_file: sources.name("pid-file")?.map(PathBuf::from),
             data_dir,
             state_interval: sources.duration("state-interval", shutdown_core::state::INTERVAL)?,
             node_id: sources.name("node-id")?,
@@ -193,6 +202,11 @@ impl fmt::Display for Settings {
         line("node-id", &self.node_id(self.listen.port()))?;
         line("cluster", &self.cluster)?;
         line("lame-duck-policy", &self.budgets.lame_duck_policy)?;
+        self.companions.lines(&mut line)?;
+        match &self.pid_file {
+            Some(path) => line("pid-file", &path.display())?,
+            None => line("pid-file", &"none")?,
+        }
         line("admin token", &if self.admin_token.is_some() { "required" } else { "none" })?;
         line("reap", &self.reap)?;
         let grace = self.budgets.grace_period;
@@ -247,9 +261,11 @@ impl Sources<'_> {
         }
         let variable = format!("EDGE_PROXY_{}", flag.to_uppercase().replace('-', "_"));
         if let Some((from, text)) = self.variable(&variable)? {
-            let parts: Vec<_> = match REPEATED.contains(&flag) {
-                true => text.split(',').map(|part| part.trim().to_owned()).collect(),
-                false => vec![text],
+            let parts: Vec<_> = match REPEATED.iter().find(|(name, _)| *name == flag) {
+                Some((_, separator)) => {
+                    companions::parts(&text, *separator).into_iter().map(ToOwned::to_owned).collect()
+                }
+                None => vec![text],
             };
             return Ok(parts.into_iter().map(|text| value(&from, text)).collect());
         }
@@ -389,7 +405,7 @@ fn read_file(path: &Value) -> Result<BTreeMap<String, Vec<String>>, String> {
             toml::Value::String(text) => vec![text],
             toml::Value::Boolean(on) if is_switch => vec![on.to_string()],
             toml::Value::Integer(seconds) if is_budget => vec![seconds.to_string()],
-            toml::Value::Array(parts) if REPEATED.contains(&name.as_str()) => parts
+            toml::Value::Array(parts) if REPEATED.iter().any(|(repeated, _)| *repeated == name) => parts
                 .into_iter()
                 .map(|part| match part {
                     toml::Value::String(text) => Ok(text),

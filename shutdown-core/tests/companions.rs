@@ -682,3 +682,48 @@ async fn what_is_wrong_with_a_pid_file_can_be_said_at_the_start() {
     assert_eq!(names, ["nowhere", "other"], "{warnings:?}");
     assert!(warnings[0].1.contains(&Path::new("no/pid").display().to_string()), "{warnings:?}");
 }
+
+#[tokio::test]
+async fn a_companion_behind_a_script_is_the_one_that_its_pid_file_names() {
+    let lab = Lab::new();
+    let looping =
+        "trap 'echo $(basename $0) >> $1/ends; kill $!; exit 0' TERM; while :; do sleep 306 & wait; done";
+    lab.write_script("server", &format!("echo $$ > $1/server.pid; {looping}"));
+    let script = lab.write_script("start-server", &format!("$(dirname $0)/server $1 & {looping}"));
+    let launch = Launch::new([script.to_str().unwrap(), lab.dir.path().to_str().unwrap()]);
+    let file = PidFile::new(lab.at("server.pid"), PidFileKind::Plain);
+    let companions = Companions::new([Companion::launched("server", launch).pid_file(file)]);
+    let shutdown = service(&companions, |_| ());
+    companions.launch(shutdown).unwrap();
+    assert!(companions.ready(LONG).await.is_empty());
+    let server: u32 = lab.read("server.pid", 1).await[0].parse().unwrap();
+    let script = companions.status()[0].pid.unwrap();
+    let report = finish(shutdown).await;
+    let (task, _) = one(&report);
+    assert_eq!(task.outcome, Outcome::Ok, "{report:?}");
+    assert_eq!(lab.read("ends", 2).await, ["server", "start-server"]);
+    gone(server).await;
+    gone(script).await;
+}
+
+#[tokio::test]
+async fn a_launched_companion_is_ready_when_its_pid_file_says_so() {
+    let lab = Lab::new();
+    let looping = "trap 'kill $!; exit 0' TERM; while :; do sleep 307 & wait; done";
+    let lines = r"$$\n/data\n1795914908\n5432\n/tmp\n\n  1 2\n";
+    let script = format!(
+        "printf \"{lines}starting\\n\" > $1/postmaster.pid; sleep 0.4; \
+         printf \"{lines}ready   \\n\" > $1/postmaster.pid; {looping}"
+    );
+    let program = lab.write_script("postgres", &script);
+    let launch = Launch::new([program.to_str().unwrap(), lab.dir.path().to_str().unwrap()]);
+    let file = PidFile::new(lab.at("postmaster.pid"), PidFileKind::Postmaster);
+    let companions = Companions::new([Companion::launched("postgres", launch).pid_file(file)]);
+    let shutdown = service(&companions, |_| ());
+    let began = Instant::now();
+    companions.launch(shutdown).unwrap();
+    assert_eq!(companions.ready(Duration::from_millis(100)).await, ["postgres"]);
+    assert!(companions.ready(LONG).await.is_empty());
+    assert!(began.elapsed() >= Duration::from_millis(400), "{:?}", began.elapsed());
+    assert_eq!(finish(shutdown).await.exit_code, 0);
+}

@@ -26,6 +26,7 @@ use std::net::{SocketAddr, TcpListener};
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::Arc;
+use std::time::Duration;
 
 use axum_service::resources::OpenError;
 use axum_service::stderr::Stderr;
@@ -36,7 +37,7 @@ use shutdown_core::peers::Id;
 use shutdown_core::state::{StateError, StateStore};
 use shutdown_core::systemd::Systemd;
 use shutdown_core::{
-    Builder, InstallError, Plan, Reason, ReportFiles, ShutdownCoordinator, Signals, net, sentence,
+    Builder, InstallError, Phase, Plan, Reason, ReportFiles, ShutdownCoordinator, Signals, net, sentence,
 };
 use shutdown_pingora::Proxy;
 use shutdown_tower::admin::Admin;
@@ -50,6 +51,9 @@ use crate::resources::{Opened, Resources};
 use crate::settings::Settings;
 use crate::targets::{MOST_TRIES, Targets};
 use crate::unit::Unit;
+
+/// How long launched companions are waited for, before the database is opened, which may be one of them.
+const COMPANIONS_READY: Duration = Duration::from_secs(10);
 
 fn main() -> ExitCode {
     // First: until the coordinator stands, a stop signal leaves at once with 128+n and has nothing to clean up.
@@ -129,6 +133,18 @@ fn run(signals: Signals) -> Result<ExitCode, Failure> {
 
     // Before the database, which may be one of them.
     companions.launch(shutdown).map_err(|error| not_launched(&error))?;
+    let ready = async {
+        tokio::select! {
+            late = companions.ready(COMPANIONS_READY) => late,
+            () = shutdown.until(Phase::LameDuck) => Vec::new(),
+        }
+    };
+    for companion in runtime.block_on(ready) {
+        tracing::warn!(
+            companion,
+            "a launched companion has not written its PID file yet: going on without waiting"
+        );
+    }
     for (companion, problem) in runtime.block_on(companions.warnings()) {
         tracing::warn!(companion, "a companion that could not be ended as things are: {problem}");
     }

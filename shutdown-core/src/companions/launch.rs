@@ -84,6 +84,44 @@ impl Companions {
     }
 }
 
+impl Companions {
+    /// Waits until every launched companion that has a PID file is ready, but no longer than `within`, and names those that are
+    /// not. Ready is one whose PID file names it – PgBouncer, Redis and most others write it once they listen –, and
+    /// PostgreSQL when its file says so.
+    ///
+    /// Nobody tells that a file has been written: it is looked at every 50 ms.
+    ///
+    /// # Cancel safety
+    ///
+    /// Cancel safe.
+    ///
+    /// # Panics
+    ///
+    /// Outside a tokio runtime.
+    pub async fn ready(&self, within: Duration) -> Vec<String> {
+        let until = Instant::now() + within;
+        loop {
+            let late: Vec<String> = self
+                .entries
+                .iter()
+                .filter(|entry| entry.companion.launch.is_some() && !is_ready(entry))
+                .map(|entry| entry.companion.name.clone())
+                .collect();
+            if late.is_empty() || Instant::now() >= until {
+                return late;
+            }
+            tokio::time::sleep(LOOK).await;
+        }
+    }
+}
+
+fn is_ready(entry: &Entry) -> bool {
+    let companion = &entry.companion;
+    let Some(file) = &companion.pid_file else { return true };
+    file.read()
+        .is_ok_and(|reading| file.says_ready(&reading) && confirm(&companion.name, file, &reading).is_ok())
+}
+
 async fn start_all(launched: &[(Arc<Entry>, Launch)]) -> Result<(), LaunchError> {
     for (entry, launch) in launched {
         let result = start(entry, launch).await;

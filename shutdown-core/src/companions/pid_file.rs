@@ -219,6 +219,17 @@ impl PidFile {
         }
     }
 
+    /// Whether its process listens: a PostgreSQL says so in the eighth line (`LOCK_FILE_LINE_PM_STATUS`), others write the file then.
+    pub(super) fn says_ready(&self, reading: &Reading) -> bool {
+        match self.kind {
+            PidFileKind::Plain | PidFileKind::Locked => true,
+            PidFileKind::Postmaster => {
+                let status = reading.bytes.split(|byte| *byte == b'\n').nth(7);
+                status.is_some_and(|status| status.trim_ascii() == b"ready")
+            }
+        }
+    }
+
     /// Removes the file of a process that is gone, if it is still the one that was read, with the same bytes. Only a plain one:
     /// a locked one is never removed, and PostgreSQL looks into its own. Whether it has been removed.
     pub(super) fn remove_stale(&self, reading: &Reading) -> io::Result<bool> {

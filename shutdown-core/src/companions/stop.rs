@@ -6,7 +6,7 @@ use tokio::time::{Instant, sleep_until};
 use tokio_util::sync::CancellationToken;
 
 use super::companion::{Companion, Ending, NotRunning, Refusal};
-use super::find::{Found, NotFound, find};
+use super::find::{Found, NotFound, by_file, find};
 use super::ladder::share;
 use super::process::{Exit, Process};
 use super::set::Entry;
@@ -58,20 +58,34 @@ pub(super) async fn stop(entry: &Entry, stage: &StageContext, mut clock: Clock, 
         return end_found(companion, found, stage, &mut clock, later).await;
     }
     // From here on nobody starts it again.
-    let ended = match entry.last_process() {
-        Ok(process) => climb(companion, &process, stage, &mut clock, later).await,
-        Err(why) => Ending::NotRunning(why),
+    let launched = entry.last_process();
+    let number = launched.as_ref().ok().map(|process| process.id());
+    // Who has written the PID file may be a child of what was launched, a script for example: then it goes first.
+    let mut ended = match of_pid_file(companion).await.filter(|found| Some(found.process.id()) != number) {
+        Some(found) => Some(end_found(companion, found, stage, &mut clock, later).await),
+        None => None,
     };
-    // Its first process may have left a daemon behind, a moment ago.
-    match find_forked_away(companion).await {
-        Some(found) if ended.is_well() => end_found(companion, found, stage, &mut clock, later).await,
-        _ => ended,
+    if ended.as_ref().is_none_or(Ending::is_well) {
+        let first = match launched {
+            Ok(process) => climb(companion, &process, stage, &mut clock, later).await,
+            Err(why) => Ending::NotRunning(why),
+        };
+        if ended.is_none() || !first.is_well() {
+            ended = Some(first);
+        }
+    }
+    // It may have left a daemon behind, a moment ago.
+    match (ended, of_pid_file(companion).await) {
+        (Some(ended), Some(found)) if ended.is_well() => {
+            end_found(companion, found, stage, &mut clock, later).await
+        }
+        (ended, _) => ended.unwrap_or(Ending::NotRunning(NotRunning::NotLaunched)),
     }
 }
 
-async fn find_forked_away(companion: &Companion) -> Option<Found> {
+async fn of_pid_file(companion: &Companion) -> Option<Found> {
     let file = companion.pid_file.as_ref()?;
-    super::find::by_file(&companion.name, file).await.ok()
+    by_file(&companion.name, file).await.ok()
 }
 
 async fn end_found(

@@ -119,7 +119,8 @@ impl Builder {
     /// [`ShutdownConfig::companion`] is given, the stage's budget is what their ladders need, at least
     /// [`COMPANION_BUDGET`](crate::COMPANION_BUDGET).
     ///
-    /// Once: a second set of companions would know nothing of the first one's groups.
+    /// Once: a second set of companions would know nothing of the first one's groups. The runtime that stage tasks run on must have
+    /// I/O enabled, as those of `#[tokio::main]` have.
     ///
     /// # Panics
     ///

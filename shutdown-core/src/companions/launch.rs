@@ -47,7 +47,8 @@ impl Companions {
     /// the service's goes.
     ///
     /// Should this process end without ending them – SIGKILL, a third signal, a crash – Linux kills the first process of each
-    /// (`PR_SET_PDEATHSIG`), without a goodbye; on other systems they go on. A daemon that has forked away goes on everywhere.
+    /// (`PR_SET_PDEATHSIG`), without a goodbye; on other systems they go on. A daemon that has forked away goes on everywhere, and so
+    /// does a program that has changed its user (setuid, `setpriv`): the kernel forgets the wish then.
     ///
     /// Blocks until all have been started.
     ///

@@ -57,7 +57,7 @@ use std::future::Future;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::pin::{Pin, pin};
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
@@ -88,6 +88,8 @@ pub struct Admin {
     last_shutdown: Option<PathBuf>,
     extra: BTreeMap<&'static str, Extra>,
     families: Vec<Families>,
+    /// The answer of `/terminate`, once it is known.
+    report: OnceLock<Bytes>,
 }
 
 impl fmt::Debug for Admin {
@@ -100,7 +102,14 @@ impl fmt::Debug for Admin {
 impl Admin {
     /// The routes, without a token and without a last report.
     pub fn new(shutdown: ShutdownCoordinator) -> Self {
-        Self { shutdown, token: None, last_shutdown: None, extra: BTreeMap::new(), families: Vec::new() }
+        Self {
+            shutdown,
+            token: None,
+            last_shutdown: None,
+            extra: BTreeMap::new(),
+            families: Vec::new(),
+            report: OnceLock::new(),
+        }
     }
 
     /// Requires `Authorization: Bearer <token>` for `/terminate`, which off loopback is refused without one. An empty

@@ -10,7 +10,7 @@ use serde_json::{Value, json};
 use shutdown_core::{Phase, Urgency};
 use subtle::ConstantTimeEq;
 
-use super::{Admin, At, Head, json_answer, text};
+use super::{Admin, At, Head, json_answer, text, with_type};
 
 /// What `/terminate` says where anybody could ask.
 const UNGUARDED: &str = "off loopback /terminate needs a token: give Admin::token one, or listen on loopback";
@@ -50,7 +50,13 @@ impl Admin {
             self.shutdown.terminate(asked.urgency);
         }
         let report = join.report().await;
-        let mut response = json_answer(StatusCode::OK, &serde_json::to_value(&*report).unwrap_or_default());
+        // Written once: there may be many who wait, and a report can be long.
+        let json = self.report.get_or_init(|| {
+            let mut json = serde_json::to_vec_pretty(&*report).unwrap_or_default();
+            json.push(b'\n');
+            json.into()
+        });
+        let mut response = with_type(StatusCode::OK, "application/json", json.clone());
         response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
         // Whoever serves this holds it until the answer's last byte is out.
         response.extensions_mut().insert(join);

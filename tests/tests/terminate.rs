@@ -146,9 +146,18 @@ fn a_hundred_callers_of_a_busy_proxy_wait_or_cut_as_the_most_urgent_says() {
         let mut proxy = EdgeProxy::with_defaults();
         let _request = half_a_request(&proxy);
         let clock = Stopwatch::start();
+        let early = (asked[0] == "graceful").then(|| {
+            let admin = proxy.admin;
+            thread::spawn(move || post(admin, "/terminate", "").expect("answered"))
+        });
+        if early.is_some() {
+            // The plan alone would wait for the request; whoever comes now hurries it.
+            status_until(proxy.admin, |status| status["phase"] == "draining");
+        }
         let paths = asked.map(|mode| format!("/terminate?mode={mode}"));
         let requests: Vec<_> = paths.iter().cycle().take(CALLERS).map(|path| (&**path, "")).collect();
-        let answers = at_once(proxy.admin, &requests);
+        let mut answers = at_once(proxy.admin, &requests);
+        answers.extend(early.map(|caller| caller.join().expect("answered")));
         let report = one_run(&mut proxy, &answers);
         assert!(clock.elapsed() < Duration::from_secs(10), "nobody waited for the request");
         assert_eq!((&report["exit_code"], &report["requests"]["cut"]), (&11.into(), &1.into()), "{report:#}");
@@ -386,8 +395,8 @@ fn callers_of_every_phase_and_one_at_the_last_moment_get_the_report_of_a_stop_th
     let mut callers = Vec::new();
     for phase in ["lame_duck", "draining", "closing"] {
         status_until(admin, |status| status["phase"] == phase);
-        if phase == "draining" {
-            request.take().map(the_rest);
+        if let Some(request) = request.take_if(|_| phase == "draining") {
+            the_rest(request);
         }
         // Idle or not: it is stopping already.
         let path = if phase == "closing" { "/terminate" } else { "/terminate?mode=immediate&if_idle=true" };

@@ -629,6 +629,7 @@ impl ShutdownCoordinator {
             signals: core.signals.load(Ordering::Relaxed),
             shutting_down_for_ms: elapsed.map(ms),
             left_ms: elapsed.map(|elapsed| ms(core.config.total.saturating_sub(elapsed))),
+            // Before the sessions: a request that becomes one is a session first, so it is seen as either.
             requests: Requests {
                 active: core.requests.alive(),
                 started: core.requests.started(),

@@ -13,31 +13,61 @@
 //! operator has open must not be able to stop the service, nor to read its state by rebinding a name.
 //!
 //! Its requests and connections are never counted.
+//!
+//! # `/terminate`
+//!
+//! | mode | |
+//! |---|---|
+//! | `graceful`, the default | the plan |
+//! | `fast` | as a second signal: no waits, every stage its reserve |
+//! | `immediate` | persist, report, exit |
+//!
+//! **Every caller gets the one result**, the report as JSON, however many there are and whenever they come: the first
+//! begins the shutdown, all others join it, and so do those who come during one that a signal began. The highest mode that anybody asked for counts.
+//! A caller that hangs up stops nothing, and one that half-closes is answered. The report is written to every caller before the
+//! process leaves, for at most the report's reserve ([`REPORT_RESERVE`](shutdown_core::REPORT_RESERVE)), so one that reads nothing costs no more than that.
+//! Whoever is connected when the report becomes final and has sent nothing yet, has that long to ask. Who connects later may find the
+//! connection closed without an answer: the process has gone.
+//!
+//! **`if_idle`** is refused while requests are in flight or sessions open. Nothing is lost between the look and the stop: whatever the
+//! mode, the lame duck and the drain are the plan's, so that a request that starts in between is served, and the mode counts from Closing on, if
+//! no session has been opened in between. In a shutdown that has begun already, such a caller joins and hurries nobody.
+//!
+//! **`dry_run`** answers with the plan and changes nothing; with `if_idle`, with what that would say.
+//!
+//! | status | |
+//! |---|---|
+//! | 200 | the report; of a dry run, the plan |
+//! | 400 | a parameter or value that there is not, one given twice or percent-encoded; a body that did not arrive in full |
+//! | 401 | not exactly one `Authorization: Bearer` with the token |
+//! | 403 | `Host` or `Origin` is not ours; or there is no token and the listener is not on loopback |
+//! | 405 | not a POST |
+//! | 409 | `if_idle`, and busy: the counts |
+//!
+//! Nothing else is ever answered, and nothing but 200 without `dry_run` changes anything.
 
 mod family;
 mod metrics;
 mod serve;
+mod terminate;
 
 use std::collections::BTreeMap;
 use std::fmt;
 use std::future::Future;
 use std::net::SocketAddr;
 use std::path::PathBuf;
-use std::pin::Pin;
-use std::sync::Arc;
+use std::pin::{Pin, pin};
+use std::sync::{Arc, OnceLock};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
 use bytes::Bytes;
-use http::header::{
-    ALLOW, AUTHORIZATION, CACHE_CONTROL, CONNECTION, CONTENT_TYPE, HOST, ORIGIN, WWW_AUTHENTICATE,
-};
+use http::header::{ALLOW, CACHE_CONTROL, CONTENT_TYPE, HOST, ORIGIN};
 use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, Uri};
 use http_body::Body;
-use http_body_util::{BodyExt, Full, Limited};
-use serde_json::{Value, json};
-use shutdown_core::{ShutdownCoordinator, Urgency};
-use subtle::ConstantTimeEq;
+use http_body_util::{BodyExt, Full};
+use serde_json::Value;
+use shutdown_core::ShutdownCoordinator;
 use tower::Service;
 
 pub use family::Family;
@@ -48,9 +78,7 @@ type Extra = Box<dyn Fn() -> Value + Send + Sync>;
 /// Metrics that the program adds to `/metrics`, made when asked for.
 type Families = Box<dyn Fn() -> Vec<Family> + Send + Sync>;
 
-/// How much of a request's body is read, to be able to answer whoever sends one.
-const BODY_LIMIT: usize = 64 * 1024;
-/// And how long it is waited for.
+/// How long a request's body is waited for.
 const BODY_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// The admin routes of a coordinator. Give them to [`Admin::serve`], or mount [`Admin::at`] somewhere.
@@ -60,6 +88,8 @@ pub struct Admin {
     last_shutdown: Option<PathBuf>,
     extra: BTreeMap<&'static str, Extra>,
     families: Vec<Families>,
+    /// The answer of `/terminate`, once it is known.
+    report: OnceLock<Bytes>,
 }
 
 impl fmt::Debug for Admin {
@@ -72,10 +102,18 @@ impl fmt::Debug for Admin {
 impl Admin {
     /// The routes, without a token and without a last report.
     pub fn new(shutdown: ShutdownCoordinator) -> Self {
-        Self { shutdown, token: None, last_shutdown: None, extra: BTreeMap::new(), families: Vec::new() }
+        Self {
+            shutdown,
+            token: None,
+            last_shutdown: None,
+            extra: BTreeMap::new(),
+            families: Vec::new(),
+            report: OnceLock::new(),
+        }
     }
 
-    /// Requires `Authorization: Bearer <token>` for `/terminate`. Required by good sense off loopback.
+    /// Requires `Authorization: Bearer <token>` for `/terminate`, which off loopback is refused without one. An empty
+    /// token is nobody's.
     #[must_use]
     pub fn token(mut self, token: Option<String>) -> Self {
         self.token = token;
@@ -111,12 +149,16 @@ impl Admin {
     }
 
     /// The routes as a tower service that answers at `addr`.
+    ///
+    /// Not under the layers that count: a `/terminate` that is itself in flight would wait for itself, and find the
+    /// service busy.
     pub fn at(self, addr: SocketAddr) -> AdminService {
-        AdminService { admin: Arc::new(self), addr }
+        let is_loopback = addr.ip().to_canonical().is_loopback();
+        AdminService { admin: Arc::new(self), at: At { addr, is_loopback } }
     }
 
-    async fn answer(&self, addr: SocketAddr, head: Head) -> Response<Full<Bytes>> {
-        if let Err(problem) = is_own(addr, &head.uri, &head.headers) {
+    async fn answer(&self, at: At, head: Head) -> Response<Full<Bytes>> {
+        if let Err(problem) = is_own(at.addr, &head.uri, &head.headers) {
             return text(StatusCode::FORBIDDEN, problem);
         }
         let path = head.uri.path();
@@ -145,7 +187,7 @@ impl Admin {
                 Some(report) => with_type(StatusCode::OK, "application/json", report),
                 None => text(StatusCode::NOT_FOUND, "no earlier shutdown is known"),
             },
-            _ => self.terminate(&head).await,
+            _ => self.terminate(at, &head).await,
         }
     }
 
@@ -169,54 +211,15 @@ impl Admin {
         let page = metrics::render(&self.shutdown.snapshot(), last.as_ref(), added);
         with_type(StatusCode::OK, "text/plain; version=0.0.4; charset=utf-8", page)
     }
+}
 
-    async fn terminate(&self, head: &Head) -> Response<Full<Bytes>> {
-        if !self.is_authorized(&head.headers) {
-            let mut response = text(StatusCode::UNAUTHORIZED, "a bearer token is required");
-            response.headers_mut().insert(WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
-            return response;
-        }
-        let asked = match Terminate::parse(head.uri.query().unwrap_or_default()) {
-            Ok(asked) => asked,
-            Err(problem) => return text(StatusCode::BAD_REQUEST, problem),
-        };
-        if asked.if_idle && !self.shutdown.is_shutting_down() {
-            let snapshot = self.shutdown.snapshot();
-            if snapshot.requests.active + snapshot.sessions.open > 0 {
-                let counts = json!({
-                    "busy": true,
-                    "requests": snapshot.requests,
-                    "connections": snapshot.connections,
-                    "sessions": snapshot.sessions,
-                });
-                return json_answer(StatusCode::CONFLICT, &counts);
-            }
-        }
-        if asked.dry_run {
-            let plan = json!({ "dry_run": true, "mode": asked.urgency, "plan": self.shutdown.plan() });
-            return json_answer(StatusCode::OK, &plan);
-        }
-        // Joined before it is asked for, so the process cannot leave in between.
-        let join = self.shutdown.join();
-        self.shutdown.terminate(asked.urgency);
-        let report = join.report().await;
-        let mut response = json_answer(StatusCode::OK, &serde_json::to_value(&*report).unwrap_or_default());
-        response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
-        // Whoever serves this holds it until the answer's last byte is out.
-        response.extensions_mut().insert(join);
-        response
-    }
-
-    fn is_authorized(&self, headers: &HeaderMap) -> bool {
-        let Some(token) = &self.token else { return true };
-        let given = headers.get(AUTHORIZATION).map(HeaderValue::as_bytes).unwrap_or_default();
-        match given.split_at_checked("Bearer ".len()) {
-            Some((scheme, given)) if scheme.eq_ignore_ascii_case(b"Bearer ") => {
-                given.ct_eq(token.as_bytes()).into()
-            }
-            _ => false,
-        }
-    }
+/// Where requests arrive.
+#[derive(Clone, Copy, Debug)]
+struct At {
+    /// The address that a connection came to.
+    addr: SocketAddr,
+    /// Whether the listener is on loopback; a wildcard is not, whatever address a connection came to.
+    is_loopback: bool,
 }
 
 /// A request without its body.
@@ -224,36 +227,8 @@ struct Head {
     method: Method,
     uri: Uri,
     headers: HeaderMap,
-}
-
-/// What `/terminate` was asked for.
-struct Terminate {
-    urgency: Urgency,
-    if_idle: bool,
-    dry_run: bool,
-}
-
-impl Terminate {
-    fn parse(query: &str) -> Result<Self, &'static str> {
-        let mut asked = Self { urgency: Urgency::Graceful, if_idle: false, dry_run: false };
-        let flag = |value: &str, problem| match value {
-            "true" => Ok(true),
-            "false" => Ok(false),
-            _ => Err(problem),
-        };
-        for pair in query.split('&').filter(|pair| !pair.is_empty()) {
-            match pair.split_once('=').unwrap_or((pair, "")) {
-                ("mode", "graceful") => asked.urgency = Urgency::Graceful,
-                ("mode", "fast") => asked.urgency = Urgency::Fast,
-                ("mode", "immediate") => asked.urgency = Urgency::Immediate,
-                ("mode", _) => return Err("mode is graceful, fast or immediate"),
-                ("if_idle", value) => asked.if_idle = flag(value, "if_idle is true or false")?,
-                ("dry_run", value) => asked.dry_run = flag(value, "dry_run is true or false")?,
-                _ => return Err("the parameters are mode, if_idle and dry_run"),
-            }
-        }
-        Ok(asked)
-    }
+    /// Whether the body has arrived in full.
+    is_whole: bool,
 }
 
 /// Whether `Host` is this address and `Origin`, if there is one, too.
@@ -315,7 +290,7 @@ fn with_type(
 #[derive(Clone, Debug)]
 pub struct AdminService {
     admin: Arc<Admin>,
-    addr: SocketAddr,
+    at: At,
 }
 
 impl<B> Service<Request<B>> for AdminService
@@ -333,16 +308,26 @@ where
     }
 
     fn call(&mut self, request: Request<B>) -> Self::Future {
-        let (admin, addr) = (Arc::clone(&self.admin), self.addr);
+        let (admin, at) = (Arc::clone(&self.admin), self.at);
         let (parts, body) = request.into_parts();
-        let head = Head { method: parts.method, uri: parts.uri, headers: parts.headers };
         Box::pin(async move {
-            // A body left unread would make the kernel reset the connection over our answer. What it says, or that
-            // it is too long, changes nothing.
-            let _ = tokio::time::timeout(BODY_TIMEOUT, Limited::new(body, BODY_LIMIT).collect()).await;
-            Ok(admin.answer(addr, head).await)
+            let is_whole = tokio::time::timeout(BODY_TIMEOUT, drained(body)).await.unwrap_or_default();
+            let head = Head { method: parts.method, uri: parts.uri, headers: parts.headers, is_whole };
+            Ok(admin.answer(at, head).await)
         })
     }
+}
+
+/// Reads a body to its end, whatever it says, and whether there was one: left unread it would make the kernel reset the
+/// connection over our answer.
+async fn drained<B: Body>(body: B) -> bool {
+    let mut body = pin!(body);
+    while let Some(frame) = body.frame().await {
+        if frame.is_err() {
+            return false;
+        }
+    }
+    true
 }
 
 #[cfg(test)]
@@ -406,25 +391,5 @@ mod tests {
         assert!(names("[::1]:8081".parse().unwrap(), "[::1]:8081"));
         assert!(names("[::ffff:10.0.0.7]:8081".parse().unwrap(), "10.0.0.7:8081"));
         assert!(names("10.0.0.7:80".parse().unwrap(), "10.0.0.7"));
-    }
-
-    #[test]
-    fn an_unknown_parameter_or_value_of_terminate_is_refused() {
-        assert!(Terminate::parse("").is_ok_and(|asked| asked.urgency == Urgency::Graceful));
-        assert!(
-            Terminate::parse("mode=fast&if_idle=true").is_ok_and(|asked| asked.if_idle && !asked.dry_run)
-        );
-        for bad in [
-            "mode=gracefull",
-            "mode",
-            "if_idle",
-            "if_idle=1",
-            "dry_run=yes",
-            "force=true",
-            "=",
-            "mode=fast&&x",
-        ] {
-            assert!(Terminate::parse(bad).is_err(), "{bad}");
-        }
     }
 }

@@ -4,6 +4,7 @@
 //! used or touched.
 
 pub mod backend;
+pub mod browser;
 pub mod client;
 pub mod corpus;
 pub mod h2raw;

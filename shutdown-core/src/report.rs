@@ -7,6 +7,7 @@ use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::time::Duration;
 
+use serde::ser::SerializeMap;
 use serde::{Deserialize, Serialize};
 
 use crate::phase::Phase;
@@ -108,8 +109,8 @@ pub struct TaskNote {
     pub subject: String,
     /// What became of it, in a word or two.
     pub outcome: String,
-    /// Numbers with their unit in the name; in JSON they stand beside the two above.
-    #[serde(flatten)]
+    /// Numbers with their unit in the name; in JSON they stand beside the two above, whole ones without a fraction.
+    #[serde(flatten, serialize_with = "whole_where_whole")]
     pub numbers: BTreeMap<Cow<'static, str>, f64>,
 }
 
@@ -125,6 +126,23 @@ impl TaskNote {
         self.numbers.insert(name.into(), value);
         self
     }
+}
+
+/// A process's number is 4711, not 4711.0.
+fn whole_where_whole<S: serde::Serializer>(
+    numbers: &BTreeMap<Cow<'static, str>, f64>,
+    serializer: S,
+) -> Result<S::Ok, S::Error> {
+    let mut map = serializer.serialize_map(Some(numbers.len()))?;
+    for (name, value) in numbers {
+        // Up to 2^53 every whole number has its own.
+        if value.fract() == 0.0 && value.abs() < 9_007_199_254_740_992.0 {
+            map.serialize_entry(name, &(*value as i64))?;
+        } else {
+            map.serialize_entry(name, value)?;
+        }
+    }
+    map.end()
 }
 
 /// One stage.
@@ -415,10 +433,7 @@ mod tests {
         report.requests.cut_requests.push(CutRequest { route: "GET /never".into(), age_ms: 2.5 });
         let json = serde_json::to_string(&report).unwrap();
         assert_eq!(serde_json::from_str::<ShutdownReport>(&json).unwrap(), report);
-        assert!(
-            json.contains(r#"{"subject":"10.0.0.2:7946","outcome":"acknowledged","sends":2.0}"#),
-            "{json}"
-        );
+        assert!(json.contains(r#"{"subject":"10.0.0.2:7946","outcome":"acknowledged","sends":2}"#), "{json}");
         assert!(json.contains(r#""outcome":"timed_out""#) && json.contains(r#""kind":"signal""#), "{json}");
     }
 }

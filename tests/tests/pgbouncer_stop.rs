@@ -52,7 +52,7 @@ fn told(report: &Value) -> (&Value, &Value) {
 
 /// When the companion was gone, counted from the first signal.
 fn gone_after(note: &Value) -> Duration {
-    Duration::from_millis(note["after_ms"].as_u64().expect("it was reached"))
+    Duration::from_secs_f64(note["after_ms"].as_f64().expect("it was reached") / 1000.0)
 }
 
 #[track_caller]

@@ -95,25 +95,22 @@ fn refuse_ourselves(pid: u32) -> Result<(), Refusal> {
     if pid == std::process::id() || Some(pid) == parent { Err(Refusal::Ourselves(pid)) } else { Ok(()) }
 }
 
-/// Who holds the number, once it is held.
-#[cfg(target_os = "linux")]
-fn look(_kind: PidFileKind, pid: u32) -> Result<Option<Identity>, NotFound> {
+/// Who holds the number, once it is held. Where nobody tells, only a lock that is held says that the process runs which the file
+/// names.
+fn look(kind: PidFileKind, pid: u32) -> Result<Option<Identity>, NotFound> {
+    if !identity::IS_TOLD {
+        if kind == PidFileKind::Locked {
+            return Ok(None);
+        }
+        let why = "this system has no /proc, so only a locked PID file is believed".to_owned();
+        return Err(Refusal::Unknown { pid: Some(pid), why }.into());
+    }
     match identity::of(pid) {
         Ok(Some(identity)) if identity.is_zombie => Err(NotRunning::Zombie(pid).into()),
         Ok(Some(identity)) => Ok(Some(identity)),
         Ok(None) => Err(NotRunning::Stale(pid).into()),
         Err(error) => Err(Refusal::Unknown { pid: Some(pid), why: error.to_string() }.into()),
     }
-}
-
-/// Without `/proc` only a lock that is held says that the process runs which the file names.
-#[cfg(not(target_os = "linux"))]
-fn look(kind: PidFileKind, pid: u32) -> Result<Option<Identity>, NotFound> {
-    if kind == PidFileKind::Locked {
-        return Ok(None);
-    }
-    let why = "this system has no /proc, so only a locked PID file is believed".to_owned();
-    Err(Refusal::Unknown { pid: Some(pid), why }.into())
 }
 
 /// Whether the process is the one that the file was written for.
@@ -138,19 +135,12 @@ fn check(name: &str, file: &PidFile, reading: &Reading, identity: &Identity) -> 
 }
 
 /// By how many seconds the process seems to have been started after the file was written, if it was.
-#[cfg(target_os = "linux")]
 fn started_after(identity: &Identity, reading: &Reading) -> Option<u64> {
     let later = identity::started_at(identity)?.duration_since(reading.written).ok()?;
     (later > identity::CLOCKS_DIFFER).then_some(later.as_secs())
 }
 
-#[cfg(not(target_os = "linux"))]
-fn started_after(_identity: &Identity, _reading: &Reading) -> Option<u64> {
-    None
-}
-
 /// Finds the only process of this user that is called `name`.
-#[cfg(target_os = "linux")]
 fn by_name(name: &str) -> Result<Found, NotFound> {
     let unseen = |error: io::Error| Refusal::Unknown { pid: None, why: error.to_string() };
     let user = geteuid().as_raw();
@@ -168,10 +158,4 @@ fn by_name(name: &str) -> Result<Found, NotFound> {
         }
         _ => Err(NotRunning::NobodyOfThatName.into()),
     }
-}
-
-#[cfg(not(target_os = "linux"))]
-fn by_name(_name: &str) -> Result<Found, NotFound> {
-    let why = "this system has no /proc, so nobody is found by name".to_owned();
-    Err(Refusal::Unknown { pid: None, why }.into())
 }

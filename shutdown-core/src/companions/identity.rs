@@ -3,9 +3,11 @@
 //! Elsewhere nobody tells without code that this crate does not have: there only children of our own and the holders of
 //! locked PID files are known.
 
-#[cfg(target_os = "linux")]
 use std::io;
 use std::time::{Duration, SystemTime};
+
+/// Whether this system tells.
+pub(super) const IS_TOLD: bool = cfg!(target_os = "linux");
 
 /// How much later than its PID file a process may seem to have been started: the clock may have been adjusted since.
 pub(super) const CLOCKS_DIFFER: Duration = Duration::from_secs(2);
@@ -40,7 +42,7 @@ impl Identity {
 }
 
 /// The fields of `/proc/PID/stat` that are used here (proc_pid_stat(5)): name, state, parent, start.
-#[cfg_attr(not(target_os = "linux"), expect(dead_code, reason = "there is no /proc"))]
+#[cfg(any(target_os = "linux", test))]
 fn parse_stat(stat: &[u8]) -> Option<(Vec<u8>, u8, u32, u64)> {
     // `pid (name) state ppid …`. A name may hold anything, so from its end.
     let open = stat.iter().position(|byte| *byte == b'(')?;
@@ -58,7 +60,7 @@ fn parse_stat(stat: &[u8]) -> Option<(Vec<u8>, u8, u32, u64)> {
 }
 
 /// The effective user in `/proc/PID/status`: `Uid:` has the real, the effective, and two more.
-#[cfg_attr(not(target_os = "linux"), expect(dead_code, reason = "there is no /proc"))]
+#[cfg(any(target_os = "linux", test))]
 fn parse_user(status: &[u8]) -> Option<u32> {
     let line = status.split(|byte| *byte == b'\n').find_map(|line| line.strip_prefix(b"Uid:"))?;
     std::str::from_utf8(line).ok()?.split_ascii_whitespace().nth(1)?.parse().ok()
@@ -90,6 +92,11 @@ pub(super) fn of(pid: u32) -> io::Result<Option<Identity>> {
     Ok(Some(Identity { comm, program, user, parent, is_zombie, started_ticks }))
 }
 
+#[cfg(not(target_os = "linux"))]
+pub(super) fn of(_pid: u32) -> io::Result<Option<Identity>> {
+    Err(io::ErrorKind::Unsupported.into())
+}
+
 /// When it was started, by today's clock. One that has been set since moves it.
 #[cfg(target_os = "linux")]
 pub(super) fn started_at(identity: &Identity) -> Option<SystemTime> {
@@ -104,6 +111,11 @@ pub(super) fn started_at(identity: &Identity) -> Option<SystemTime> {
         Duration::from_nanos(1_000_000_000 / ticks).checked_mul(u32::try_from(identity.started_ticks).ok()?);
     let after_boot = after_boot.unwrap_or_else(|| Duration::from_secs(identity.started_ticks / ticks));
     SystemTime::now().checked_sub(now.checked_sub(after_boot)?)
+}
+
+#[cfg(not(target_os = "linux"))]
+pub(super) fn started_at(_identity: &Identity) -> Option<SystemTime> {
+    None
 }
 
 /// The processes of this user and of this process namespace that are called `name`, and are no children of others that are:
@@ -127,6 +139,11 @@ pub(super) fn called(name: &str, user: u32) -> io::Result<Vec<u32>> {
     }
     let is_hit = |parent: &u32| hits.iter().any(|(pid, _)| pid == parent);
     Ok(hits.iter().filter(|(_, parent)| !is_hit(parent)).map(|(pid, _)| *pid).collect())
+}
+
+#[cfg(not(target_os = "linux"))]
+pub(super) fn called(_name: &str, _user: u32) -> io::Result<Vec<u32>> {
+    Err(io::ErrorKind::Unsupported.into())
 }
 
 #[cfg(test)]

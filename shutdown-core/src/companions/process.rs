@@ -16,13 +16,14 @@ use std::sync::OnceLock;
 use std::time::Duration;
 
 use rustix::io::Errno;
-use rustix::process::{Pid, Signal, WaitId, WaitIdOptions, kill_process, kill_process_group, waitid};
+use rustix::process::{
+    Pid, Signal, WaitId, WaitIdOptions, kill_process, kill_process_group, test_kill_process, waitid,
+};
 #[cfg(target_os = "linux")]
 use rustix::process::{PidfdFlags, pidfd_open, pidfd_send_signal};
 #[cfg(target_os = "linux")]
 use tokio::io::unix::AsyncFd;
 
-#[cfg(target_os = "linux")]
 use super::identity;
 use super::ladder::StopSignal;
 
@@ -161,13 +162,11 @@ impl Process {
             return self.exit.get().is_none() && matches!(waitid(WaitId::Pid(self.pid), options), Ok(None));
         }
         match &self.hold {
-            #[cfg(target_os = "linux")]
-            Hold::Number(started) => identity::of(self.id())
-                .ok()
-                .flatten()
-                .is_some_and(|now| !now.is_zombie && Some(now.started_ticks) == *started),
-            #[cfg(not(target_os = "linux"))]
-            Hold::Number(_) => rustix::process::test_kill_process(self.pid) != Err(Errno::SRCH),
+            Hold::Number(Some(started)) => {
+                let now = identity::of(self.id()).ok().flatten();
+                now.is_some_and(|now| !now.is_zombie && now.started_ticks == *started)
+            }
+            Hold::Number(None) => test_kill_process(self.pid) != Err(Errno::SRCH),
             #[cfg(target_os = "linux")]
             Hold::PidFd(_) => true,
         }
@@ -175,8 +174,8 @@ impl Process {
 }
 
 impl Hold {
-    #[cfg(target_os = "linux")]
     fn of(pid: Pid) -> io::Result<Option<Self>> {
+        #[cfg(target_os = "linux")]
         match pidfd_open(pid, PidfdFlags::empty()) {
             Ok(fd) => {
                 #[expect(
@@ -184,24 +183,18 @@ impl Hold {
                     reason = "its heir is unsafe, for types that close their descriptor meanwhile: an OwnedFd cannot"
                 )]
                 let fd = AsyncFd::with_interest(fd, tokio::io::Interest::READABLE)?;
-                Ok(Some(Self::PidFd(fd)))
+                return Ok(Some(Self::PidFd(fd)));
             }
-            Err(Errno::SRCH) => Ok(None),
+            Err(Errno::SRCH) => return Ok(None),
             // An old kernel, or a sandbox that refuses what it does not know.
-            Err(Errno::NOSYS | Errno::PERM) => {
-                let now = identity::of(pid.as_raw_nonzero().get().unsigned_abs())?;
-                Ok(now.map(|now| Self::Number(Some(now.started_ticks))))
-            }
-            Err(error) => Err(error.into()),
+            Err(Errno::NOSYS | Errno::PERM) => {}
+            Err(error) => return Err(error.into()),
         }
-    }
-
-    #[cfg(not(target_os = "linux"))]
-    fn of(pid: Pid) -> io::Result<Option<Self>> {
-        match rustix::process::test_kill_process(pid) {
-            Err(Errno::SRCH) => Ok(None),
-            Ok(()) | Err(_) => Ok(Some(Self::Number(None))),
+        if identity::IS_TOLD {
+            let now = identity::of(pid.as_raw_nonzero().get().unsigned_abs())?;
+            return Ok(now.map(|now| Self::Number(Some(now.started_ticks))));
         }
+        Ok((test_kill_process(pid) != Err(Errno::SRCH)).then_some(Self::Number(None)))
     }
 }
 

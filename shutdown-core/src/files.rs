@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 
 #[cfg(all(unix, any(feature = "state", feature = "companions")))]
-pub(crate) use lock::{LockError, flags, is_at, lock};
+pub(crate) use lock::{LockError, flags, is_at, lock, write_number};
 
 /// Replaces `path` by a file with these bytes, durably.
 ///

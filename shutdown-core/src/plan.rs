@@ -324,8 +324,8 @@ impl Plan {
         }
         for planned in self.closing() {
             let Some(need) = &planned.need else { continue };
-            // What is left when nothing else takes any time.
-            let latest = self.latest(Step::Stage(planned.stage));
+            // What is left when nothing takes any time but the lame duck, which takes it always.
+            let latest = self.latest(Step::Stage(planned.stage)).saturating_sub(self.lame_duck);
             if need.needed > planned.budget.min(latest) {
                 let (needed, budget) = (need.clone(), planned.budget);
                 return Err(PlanError(Impossible::Ladders { needed, budget, latest, total: self.total }));
@@ -435,7 +435,8 @@ impl fmt::Display for PlanError {
                 } else {
                     write!(
                         f,
-                        "the {} that SHUTDOWN_TOTAL_TIMEOUT={} leaves beside its reserves: raise it, or shorten the ladders",
+                        "the {} that SHUTDOWN_TOTAL_TIMEOUT={} leaves beside the lame duck and the reserves: raise it, or shorten the \
+                         ladders",
                         d(*latest),
                         d(*total)
                     )

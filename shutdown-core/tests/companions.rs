@@ -196,7 +196,7 @@ async fn one_that_ignores_the_first_signal_gets_the_next_when_its_time_is_over()
     let (task, note) = end(companion).await;
     assert_eq!((task.outcome, &*note.outcome), (Outcome::Ok, "escalated"));
     assert_eq!((note.numbers["signal"], note.numbers["signals"]), (2.0, 2.0));
-    assert!((400..2000).contains(&began.elapsed().as_millis()), "{:?}", began.elapsed());
+    assert!((400..5000).contains(&began.elapsed().as_millis()), "{:?}", began.elapsed());
     assert!(!running.is_alive());
 }
 
@@ -395,7 +395,7 @@ async fn by_name_the_first_process_of_a_program_of_several_is_it() {
 #[tokio::test]
 async fn a_group_is_ended_when_the_one_before_it_is_gone() {
     let lab = Lab::new();
-    let script = "trap 'sleep 0.3; date +%s%N > $1/$(basename $0).end; exit 0' TERM; \
+    let script = "trap 'sleep 1; date +%s%N > $1/$(basename $0).end; exit 0' TERM; \
          trap 'date +%s%N > $1/$(basename $0).end; exit 0' INT; echo up >> $1/ready; while :; do sleep 300 & wait; done";
     let running: Vec<_> = ["proxy-a", "proxy-b", "database"].map(|name| lab.script(name, script)).into();
     lab.read("ready", 3).await;
@@ -415,7 +415,7 @@ async fn a_group_is_ended_when_the_one_before_it_is_gone() {
     }
     assert!(ends[2] > ends[0] && ends[2] > ends[1], "{ends:?}");
     let apart = ends[0].abs_diff(ends[1]);
-    assert!(apart < 250_000_000, "those of a group are ended at once: {apart} ns apart");
+    assert!(apart < 900_000_000, "those of a group are ended at once: {apart} ns apart");
 }
 
 #[tokio::test]
@@ -464,11 +464,12 @@ async fn a_stage_with_less_time_than_the_ladder_still_sends_its_last_signal() {
     let mut running = lab.sleeper("redis-server");
     running.freeze().await;
     let companion = Companion::with_pid_file("redis-server", lab.pid_file("pid", running.id()))
-        .ladder("TERM:300ms/INT:300ms/KILL:200ms".parse().unwrap());
+        .ladder("TERM:600ms/INT:600ms/KILL:400ms".parse().unwrap());
     let shutdown = service(&Companions::new([companion]), |config| {
-        config.total = Duration::from_millis(1300);
+        config.total = Duration::from_millis(2000);
+        config.graceful = Duration::from_millis(800);
     });
-    // A request that never ends takes the drain's time, and leaves the stage its reserve.
+    // A request that never ends takes the drain's time, and leaves the stage some 900 ms.
     let request = shutdown.request_start().unwrap();
     let report = finish(shutdown).await;
     drop(request);
@@ -726,4 +727,106 @@ async fn a_launched_companion_is_ready_when_its_pid_file_says_so() {
     assert!(companions.ready(LONG).await.is_empty());
     assert!(began.elapsed() >= Duration::from_millis(400), "{:?}", began.elapsed());
     assert_eq!(finish(shutdown).await.exit_code, 0);
+}
+
+#[tokio::test]
+async fn hurried_groups_share_what_is_left_and_each_still_has_its_last_signal() {
+    let lab = Lab::new();
+    let mut running = [lab.sleeper("first"), lab.sleeper("second")];
+    let mut companions = Vec::new();
+    for (group, (name, running)) in (0..).zip(["first", "second"].into_iter().zip(&running)) {
+        running.freeze().await;
+        let file = lab.pid_file(&format!("{name}.pid"), running.id());
+        let companion = Companion::with_pid_file(name, file);
+        companions.push(companion.ladder("INT:3s/TERM:3s/KILL:1s".parse().unwrap()).group(group));
+    }
+    let shutdown = service(&Companions::new(companions), |_| ());
+    shutdown.initiate_shutdown(Reason::requested("a test"));
+    shutdown.until(Phase::Closing).await;
+    sleep(Duration::from_millis(100)).await;
+    shutdown.terminate(Urgency::Fast);
+    let report = timeout(LONG, shutdown.finished()).await.unwrap();
+    assert_eq!(report.companions_ended(), ["first", "second"], "{report:?}");
+    assert!(running.iter_mut().all(|running| !running.is_alive()));
+}
+
+#[tokio::test]
+async fn a_launched_companion_and_one_that_its_pid_file_names_are_signalled_once() {
+    let lab = Lab::new();
+    let looping = "echo $$ > $1/server.pid; trap 'echo $$ >> $1/signals; sleep 0.3; kill $!; exit 0' TERM; while :; do sleep 308 & wait; done";
+    let program = lab.write_script("server", looping);
+    let launch = Launch::new([program.to_str().unwrap(), lab.dir.path().to_str().unwrap()]);
+    let file = PidFile::new(lab.at("server.pid"), PidFileKind::Plain);
+    let twice = [Companion::launched("server", launch), Companion::with_pid_file("server", file)];
+    let companions = Companions::new(twice);
+    let shutdown = service(&companions, |_| ());
+    companions.launch(shutdown).unwrap();
+    lab.read("server.pid", 1).await;
+    let report = finish(shutdown).await;
+    let mut outcomes: Vec<_> = tasks(&report).iter().map(|task| task.notes[0].outcome.clone()).collect();
+    outcomes.sort();
+    assert_eq!(outcomes, ["exited", "refused"]);
+    assert_eq!(lab.read("signals", 1).await.len(), 1);
+}
+
+#[tokio::test]
+async fn when_the_stage_is_skipped_launched_companions_are_killed_with_their_groups_and_others_left_alone() {
+    let lab = Lab::new();
+    let program = lab.write_script("server", "sleep 309 & echo $! > $1/helper; echo $$ > $1/up; wait");
+    let launch = Launch::new([program.to_str().unwrap(), lab.dir.path().to_str().unwrap()]);
+    let mut other = lab.sleeper("other");
+    let companions = Companions::new([
+        Companion::launched("server", launch),
+        Companion::with_pid_file("other", lab.pid_file("other.pid", other.id())),
+    ]);
+    let shutdown = service(&companions, |_| ());
+    companions.launch(shutdown).unwrap();
+    let server: u32 = lab.read("up", 1).await[0].parse().unwrap();
+    let helper: u32 = lab.read("helper", 1).await[0].parse().unwrap();
+    shutdown.terminate(Urgency::Immediate);
+    let report = timeout(LONG, shutdown.finished()).await.unwrap();
+    assert!(tasks(&report).iter().all(|task| task.outcome == Outcome::Skipped), "{report:?}");
+    gone(server).await;
+    gone(helper).await;
+    assert!(other.is_alive());
+}
+
+#[tokio::test]
+async fn what_may_run_already_is_not_launched_beside_itself() {
+    let lab = Lab::new();
+    let mut running = lab.sleeper("server");
+    let file = lab.pid_file("pid", running.id());
+    let written = std::fs::File::options().write(true).open(lab.at("pid")).unwrap();
+    written.set_modified(SystemTime::now() - Duration::from_secs(60)).unwrap();
+    let launch = Launch::new([lab.at("server").to_str().unwrap(), "310"]);
+    let companions = Companions::new([Companion::launched("server", launch).pid_file(file)]);
+    let shutdown = service(&companions, |_| ());
+    let error = companions.launch(shutdown).unwrap_err().to_string();
+    assert!(error.contains("may run already") && error.contains("remove the file"), "{error}");
+    assert!(running.is_alive() && lab.at("pid").exists());
+    let error = companions.launch(shutdown).unwrap_err().to_string();
+    assert!(error.contains("launched before"), "{error}");
+}
+
+#[test]
+fn a_runtime_that_goes_away_is_not_the_companions_end() {
+    let lab = Lab::new();
+    let mut running = lab.sleeper("server");
+    let file = lab.pid_file("pid", running.id());
+    for _ in 0..20 {
+        let file = file.clone();
+        let runtime =
+            tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
+        runtime.block_on(async {
+            // What cannot be caught but by KILL, which never comes.
+            running.freeze().await;
+            let companion = Companion::with_pid_file("server", file).ladder("INT:20s".parse().unwrap());
+            let shutdown = service(&Companions::new([companion]), |_| ());
+            shutdown.initiate_shutdown(Reason::requested("a test"));
+            shutdown.until(Phase::Closing).await;
+            sleep(Duration::from_millis(10)).await;
+        });
+        drop(runtime);
+        assert!(running.is_alive() && lab.at("pid").exists());
+    }
 }

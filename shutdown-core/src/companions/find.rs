@@ -5,7 +5,8 @@
 
 use std::io;
 
-use rustix::process::{geteuid, getppid};
+use rustix::io::Errno;
+use rustix::process::{Pid, geteuid, getppid, test_kill_process};
 use tokio::time::Instant;
 
 use super::companion::{Companion, NotRunning, Refusal};
@@ -80,7 +81,7 @@ pub(super) fn confirm(name: &str, file: &PidFile, reading: &Reading) -> Result<P
     let pid = reading.pid;
     refuse_ourselves(pid)?;
     let process = hold(pid)?.ok_or(NotRunning::Stale(pid))?;
-    if let Some(identity) = look(file.kind(), pid)? {
+    if let Some(identity) = look(file.kind(), &process)? {
         check(name, file, reading, &identity)?;
     }
     Ok(process)
@@ -95,21 +96,21 @@ fn refuse_ourselves(pid: u32) -> Result<(), Refusal> {
     if pid == std::process::id() || Some(pid) == parent { Err(Refusal::Ourselves(pid)) } else { Ok(()) }
 }
 
-/// Who holds the number, once it is held. Where nobody tells, only a lock that is held says that the process runs which the file
-/// names.
-fn look(kind: PidFileKind, pid: u32) -> Result<Option<Identity>, NotFound> {
-    if !identity::IS_TOLD {
-        if kind == PidFileKind::Locked {
-            return Ok(None);
-        }
-        let why = "this system has no /proc, so only a locked PID file is believed".to_owned();
-        return Err(Refusal::Unknown { pid: Some(pid), why }.into());
+/// Who the process is that is held. Where nobody tells, only a lock that is held says that it is who the file was written for.
+fn look(kind: PidFileKind, process: &Process) -> Result<Option<Identity>, NotFound> {
+    let pid = process.id();
+    let unknown = |why: String| Refusal::Unknown { pid: Some(pid), why };
+    match identity::distrust() {
+        Some(_) if kind == PidFileKind::Locked => return Ok(None),
+        Some(why) => return Err(unknown(format!("{why}, so only a locked PID file is believed")).into()),
+        None => {}
     }
     match identity::of(pid) {
         Ok(Some(identity)) if identity.is_zombie => Err(NotRunning::Zombie(pid).into()),
         Ok(Some(identity)) => Ok(Some(identity)),
-        Ok(None) => Err(NotRunning::Stale(pid).into()),
-        Err(error) => Err(Refusal::Unknown { pid: Some(pid), why: error.to_string() }.into()),
+        Ok(None) if process.is_over() => Err(NotRunning::Stale(pid).into()),
+        Ok(None) => Err(unknown("/proc does not show it (ProtectProc=, hidepid=)".to_owned()).into()),
+        Err(error) => Err(unknown(error.to_string()).into()),
     }
 }
 
@@ -120,29 +121,34 @@ fn check(name: &str, file: &PidFile, reading: &Reading, identity: &Identity) -> 
         return Err(Refusal::AnotherProgram { pid, called: identity.name() });
     }
     let me = geteuid();
-    if identity.user != me.as_raw() && !me.is_root() {
+    // Asked by the signal that is none: whoever has CAP_KILL may, and need not be root.
+    let number = i32::try_from(pid).ok().and_then(Pid::from_raw);
+    if identity.user != me.as_raw() && number.is_some_and(|pid| test_kill_process(pid) == Err(Errno::PERM)) {
         return Err(Refusal::AnotherUser { pid, user: identity.user });
     }
     // Whoever may write the file chooses the process. Where only root may, that is root's choice.
     if ![0, me.as_raw(), identity.user].contains(&reading.owner) {
         return Err(Refusal::ForeignFile { path: file.path().display().to_string(), owner: reading.owner });
     }
-    let later = started_after(identity, reading);
-    if let Some(seconds) = later.filter(|_| file.kind() != PidFileKind::Locked) {
-        return Err(Refusal::YoungerThanFile { pid, seconds });
+    // The lock of a locked one is held now, by whoever wrote it.
+    if file.kind() != PidFileKind::Locked {
+        let why = || "its start is not told".to_owned();
+        let started = identity::started_at(identity);
+        let started = started.ok_or_else(|| Refusal::Unknown { pid: Some(pid), why: why() })?;
+        let later = started.duration_since(reading.written).unwrap_or_default();
+        if later > identity::CLOCKS_DIFFER {
+            return Err(Refusal::YoungerThanFile { pid, seconds: later.as_secs() });
+        }
     }
     Ok(())
-}
-
-/// By how many seconds the process seems to have been started after the file was written, if it was.
-fn started_after(identity: &Identity, reading: &Reading) -> Option<u64> {
-    let later = identity::started_at(identity)?.duration_since(reading.written).ok()?;
-    (later > identity::CLOCKS_DIFFER).then_some(later.as_secs())
 }
 
 /// Finds the only process of this user that is called `name`.
 fn by_name(name: &str) -> Result<Found, NotFound> {
     let unseen = |error: io::Error| Refusal::Unknown { pid: None, why: error.to_string() };
+    if let Some(why) = identity::distrust() {
+        return Err(Refusal::Unknown { pid: None, why: why.to_owned() }.into());
+    }
     let user = geteuid().as_raw();
     let pid = match identity::called(name, user).map_err(unseen)?.as_slice() {
         [] => return Err(NotRunning::NobodyOfThatName.into()),

@@ -6,13 +6,11 @@
 use std::io;
 use std::time::{Duration, SystemTime};
 
-/// Whether this system tells.
-pub(super) const IS_TOLD: bool = cfg!(target_os = "linux");
-
 /// How much later than its PID file a process may seem to have been started: the clock may have been adjusted since.
 pub(super) const CLOCKS_DIFFER: Duration = Duration::from_secs(2);
 
 /// What is known about a process.
+#[cfg_attr(not(target_os = "linux"), allow(dead_code, reason = "nobody makes one there"))]
 #[derive(Clone, Debug)]
 pub(super) struct Identity {
     /// The name it has given itself, cut to 15 bytes.
@@ -66,7 +64,23 @@ fn parse_user(status: &[u8]) -> Option<u32> {
     std::str::from_utf8(line).ok()?.split_ascii_whitespace().nth(1)?.parse().ok()
 }
 
-/// Who has this number now; nothing if nobody has.
+/// Why `/proc` is not to be believed, if it is not: it may be missing, or be that of another process namespace, whose numbers are
+/// other processes.
+#[cfg(target_os = "linux")]
+pub(super) fn distrust() -> Option<&'static str> {
+    match std::fs::read_link("/proc/self") {
+        Ok(us) if us.as_os_str() == std::process::id().to_string().as_str() => None,
+        Ok(_) => Some("/proc is that of another PID namespace"),
+        Err(_) => Some("/proc is not mounted"),
+    }
+}
+
+#[cfg(not(target_os = "linux"))]
+pub(super) fn distrust() -> Option<&'static str> {
+    Some("this system has no /proc")
+}
+
+/// Who has this number now; nothing if nobody has, or if we may not see who.
 #[cfg(target_os = "linux")]
 pub(super) fn of(pid: u32) -> io::Result<Option<Identity>> {
     use std::os::unix::ffi::OsStrExt;
@@ -106,11 +120,10 @@ pub(super) fn started_at(identity: &Identity) -> Option<SystemTime> {
     // As the kernel counts it: the time that the machine slept included.
     let now = clock_gettime(ClockId::Boottime);
     let now = Duration::new(u64::try_from(now.tv_sec).ok()?, u32::try_from(now.tv_nsec).ok()?);
-    let ticks = clock_ticks_per_second().max(1);
-    let after_boot =
-        Duration::from_nanos(1_000_000_000 / ticks).checked_mul(u32::try_from(identity.started_ticks).ok()?);
-    let after_boot = after_boot.unwrap_or_else(|| Duration::from_secs(identity.started_ticks / ticks));
-    SystemTime::now().checked_sub(now.checked_sub(after_boot)?)
+    let second = clock_ticks_per_second().max(1);
+    let (whole, rest) = (identity.started_ticks / second, identity.started_ticks % second);
+    let after_boot = Duration::from_secs(whole) + Duration::from_nanos(rest * (1_000_000_000 / second));
+    SystemTime::now().checked_sub(now.saturating_sub(after_boot))
 }
 
 #[cfg(not(target_os = "linux"))]
@@ -180,6 +193,16 @@ mod tests {
         for other in ["pgbouncer", "pgbouncer_export", "bouncer_exporter", "", "PGBOUNCER_EXPORTER"] {
             assert!(!identity.is(other), "{other}");
         }
+    }
+
+    #[cfg(target_os = "linux")]
+    #[test]
+    fn a_start_after_years_of_uptime_is_still_told() {
+        let mut this = of(std::process::id()).unwrap().unwrap();
+        // A hundred ticks a second: three years, which no machine here has been up.
+        this.started_ticks = 3 * 365 * 24 * 3600 * 100;
+        let later = started_at(&this).unwrap();
+        assert!(later >= SystemTime::now() - Duration::from_secs(1), "not yet, and so now: {later:?}");
     }
 
     #[cfg(target_os = "linux")]

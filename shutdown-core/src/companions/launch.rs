@@ -8,6 +8,7 @@ use std::io;
 use std::os::unix::process::CommandExt;
 use std::process::{Command, Stdio};
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::sync::mpsc;
 use std::thread;
 use std::time::Duration;
@@ -16,7 +17,7 @@ use tokio::time::Instant;
 
 use super::companion::{Launch, NotRunning, OnExit, Refusal};
 use super::find::{NotFound, by_file, confirm};
-use super::ladder::StopSignal;
+use super::pid_file::{PidFile, Unread};
 use super::process::{Exit, Process};
 use super::set::{Companions, Entry};
 use super::spawn::dies_with_this_thread;
@@ -46,11 +47,12 @@ impl Companions {
     /// what is left of the group when its first process has ended is killed. Its standard input is empty, its output goes where
     /// the service's goes.
     ///
-    /// Should this process end without ending them – SIGKILL, a third signal, a crash – Linux kills the first process of each
-    /// (`PR_SET_PDEATHSIG`), without a goodbye; on other systems they go on. A daemon that has forked away goes on everywhere, and so
-    /// does a program that has changed its user (setuid, `setpriv`): the kernel forgets the wish then.
+    /// Stage Companions ends them; when it is skipped (urgency Immediate) or cut off, they are killed, with their groups. Should this
+    /// process end without it – SIGKILL, a third signal, a crash – Linux kills the first process of each (`PR_SET_PDEATHSIG`), without a
+    /// goodbye; on other systems they go on. Whoever has forked away goes on everywhere, and so does a program that has
+    /// changed its user (setuid, `setpriv`): the kernel forgets the wish then.
     ///
-    /// Blocks until all have been started.
+    /// Blocks until all have been started. Once: they cannot be launched a second time, nor after a failure.
     ///
     /// # Errors
     ///
@@ -64,12 +66,19 @@ impl Companions {
         if launched.is_empty() {
             return Ok(());
         }
+        // Relaxed: the flag guards only itself.
+        if self.launched.swap(true, Ordering::Relaxed) {
+            return Err(LaunchError::Twice);
+        }
         let (send, started) = mpsc::channel();
         let failed = |source| LaunchError::Thread { source };
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(failed)?;
         let follow = move || {
+            let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
+                Ok(runtime) => runtime,
+                Err(source) => return drop(send.send(Err(LaunchError::Thread { source }))),
+            };
             runtime.block_on(async move {
-                let result = start_all(&launched).await;
+                let result = start_all(&launched, shutdown).await;
                 let is_well = result.is_ok();
                 let _ = send.send(result);
                 if is_well {
@@ -123,15 +132,21 @@ fn is_ready(entry: &Entry) -> bool {
         .is_ok_and(|reading| file.says_ready(&reading) && confirm(&companion.name, file, &reading).is_ok())
 }
 
-async fn start_all(launched: &[(Arc<Entry>, Launch)]) -> Result<(), LaunchError> {
-    for (entry, launch) in launched {
-        let result = start(entry, launch).await;
+async fn start_all(
+    launched: &[(Arc<Entry>, Launch)],
+    shutdown: ShutdownCoordinator,
+) -> Result<(), LaunchError> {
+    for (place, (entry, launch)) in launched.iter().enumerate() {
+        let result = start(entry, launch, shutdown);
         if result.is_err() {
-            for (entry, _) in launched {
-                let Ok(process) = entry.last_process() else { continue };
-                // It is a child that nobody has waited for: the number is its own.
-                let _ = process.signal(StopSignal::Kill);
-                process.ended().await;
+            for (entry, _) in &launched[..place] {
+                entry.kill();
+                if let Ok(process) = entry.last_process() {
+                    process.ended().await;
+                }
+                if let Some(daemon) = daemon_of(entry).await {
+                    daemon.kill();
+                }
             }
             return result;
         }
@@ -140,56 +155,71 @@ async fn start_all(launched: &[(Arc<Entry>, Launch)]) -> Result<(), LaunchError>
 }
 
 /// Starts one, unless it is being ended.
-async fn start(entry: &Arc<Entry>, launch: &Launch) -> Result<(), LaunchError> {
+fn start(entry: &Entry, launch: &Launch, shutdown: ShutdownCoordinator) -> Result<(), LaunchError> {
     let companion = &entry.companion;
     if let Some(file) = &companion.pid_file {
-        let io = |source| LaunchError::Io {
-            name: companion.name.clone(),
-            doing: "have its PID file made",
-            source,
-        };
-        file.make_directory().map_err(io)?;
-        if let Ok(reading) = file.read() {
-            match confirm(&companion.name, file, &reading) {
-                Ok(process) => {
-                    let (name, pid) = (companion.name.clone(), process.id());
-                    return Err(LaunchError::Running { name, pid });
-                }
-                // The number is nobody's, or another's by now: PgBouncer would refuse to start beside whoever that is.
-                Err(
-                    NotFound::NotRunning(NotRunning::Stale(_) | NotRunning::Zombie(_))
-                    | NotFound::Refused(
-                        Refusal::AnotherProgram { .. }
-                        | Refusal::YoungerThanFile { .. }
-                        | Refusal::Ourselves(_),
-                    ),
-                ) => {
-                    if file.remove_stale(&reading).map_err(io)? {
-                        let path = file.path().display();
-                        tracing::info!(target: "shutdown", companion = companion.name, %path, "removed a stale PID file");
-                    }
-                }
-                // Its own program knows best.
-                Err(_) => {}
-            }
-        }
+        make_room(&companion.name, file, shutdown)?;
     }
-    // Held over the start, so that whoever reaps orphans sees a child of ours only when it is known here.
-    let mut state = entry.state.lock();
-    if state.stopping {
+    let _starting = entry.starting.lock();
+    if entry.state.lock().stopping {
         return Ok(());
     }
-    let process = spawn(launch).map_err(|source| LaunchError::Io {
-        name: companion.name.clone(),
-        doing: "be started",
-        source,
-    })?;
+    let failed = |source| LaunchError::Io { name: companion.name.clone(), doing: "be started", source };
+    let process = spawn(launch).map_err(failed)?;
     let pid = process.id();
+    let mut state = entry.state.lock();
     state.process = Some(Arc::new(process));
     state.ended = None;
     drop(state);
-    tracing::info!(target: "shutdown", companion = companion.name, pid, "companion started");
+    let companion = companion.name.clone();
+    shutdown.log(move || tracing::info!(target: "shutdown", companion, pid, "companion started"));
     Ok(())
+}
+
+/// Makes the directory of a PID file, and removes one whose number is nobody's or another program's by now: PgBouncer would refuse
+/// to start beside whoever that is.
+fn make_room(name: &str, file: &PidFile, shutdown: ShutdownCoordinator) -> Result<(), LaunchError> {
+    let failed = |source| LaunchError::Io { name: name.to_owned(), doing: "have its PID file", source };
+    file.make_directory().map_err(failed)?;
+    let (companion, path) = (name.to_owned(), file.path().display().to_string());
+    let reading = match file.read() {
+        Ok(reading) => reading,
+        Err(Unread::Missing | Unread::NotHeld) => return Ok(()),
+        Err(unread) => {
+            let problem = match unread {
+                Unread::Unusable(problem) => problem,
+                _ => "is empty".to_owned(),
+            };
+            shutdown.log(move || {
+                tracing::warn!(
+                    target: "shutdown", companion, path,
+                    "its PID file {problem}: remove it, if the companion does not start"
+                );
+            });
+            return Ok(());
+        }
+    };
+    let pid = reading.pid;
+    match confirm(name, file, &reading) {
+        Ok(_) => Err(LaunchError::Running { name: name.to_owned(), pid }),
+        // Called so, and so it may be it.
+        Err(NotFound::Refused(Refusal::YoungerThanFile { .. })) => {
+            Err(LaunchError::MaybeRunning { name: name.to_owned(), pid, path })
+        }
+        Err(
+            NotFound::NotRunning(NotRunning::Stale(_) | NotRunning::Zombie(_))
+            | NotFound::Refused(Refusal::AnotherProgram { .. } | Refusal::Ourselves(_)),
+        ) => {
+            if file.remove_stale(&reading).map_err(failed)? {
+                shutdown.log(move || {
+                    tracing::info!(target: "shutdown", companion, path, pid, "removed a stale PID file");
+                });
+            }
+            Ok(())
+        }
+        // Its own program knows best.
+        Err(_) => Ok(()),
+    }
 }
 
 fn spawn(launch: &Launch) -> io::Result<Process> {
@@ -197,13 +227,18 @@ fn spawn(launch: &Launch) -> io::Result<Process> {
     command.args(&launch.command[1..]).stdin(Stdio::null()).process_group(0);
     NOT_FOR_CHILDREN.iter().for_each(|name| _ = command.env_remove(name));
     dies_with_this_thread(&mut command);
-    // Not waited for by its handle: by whoever holds the process.
-    let child = command.spawn()?;
-    Process::hold_child(child.id())
+    let mut child = command.spawn()?;
+    // From here on it is waited for by whoever holds the process, not by its handle.
+    Process::hold_child(child.id()).inspect_err(|_| {
+        // Out of descriptors, for example: a process that nobody knows of must not stay.
+        let _ = child.kill();
+        let _ = child.wait();
+    })
 }
 
 /// Waits for the end of one, and starts it again or ends the service.
 async fn follow(entry: Arc<Entry>, launch: Launch, shutdown: ShutdownCoordinator) {
+    let name = entry.companion.name.clone();
     let mut delay = FIRST;
     loop {
         let Some(process) = entry.state.lock().process.clone() else { return };
@@ -212,10 +247,9 @@ async fn follow(entry: Arc<Entry>, launch: Launch, shutdown: ShutdownCoordinator
         if process.peek() == Some(Exit::Code(0))
             && let Some(daemon) = forked_away(&entry).await
         {
-            process.reap_alone();
-            let pid = daemon.id();
-            tracing::info!(target: "shutdown", companion = entry.companion.name, pid, "it has forked away: followed by its PID file");
-            entry.state.lock().process = Some(Arc::new(daemon));
+            // Its group may be the daemon's.
+            process.reap(false);
+            adopt(&entry, daemon, shutdown);
             continue;
         }
         let exit = process.ended().await;
@@ -225,7 +259,7 @@ async fn follow(entry: Arc<Entry>, launch: Launch, shutdown: ShutdownCoordinator
         }
         let how = exit.map_or_else(|| "ended".to_owned(), |exit| exit.to_string());
         if launch.on_exit == OnExit::Fatal {
-            let task = format!("companion {}", entry.companion.name);
+            let task = format!("companion {name}");
             shutdown.initiate_shutdown(Reason::CriticalTask { task, error: how });
             return;
         }
@@ -233,20 +267,31 @@ async fn follow(entry: Arc<Entry>, launch: Launch, shutdown: ShutdownCoordinator
             delay = FIRST;
         }
         loop {
-            let again_in_ms = crate::report::ms(delay);
-            tracing::warn!(target: "shutdown", companion = entry.companion.name, again_in_ms, "companion {how}: it is started again");
+            let (companion, how, again_in_ms) = (name.clone(), how.clone(), crate::report::ms(delay));
+            shutdown.log(move || {
+                tracing::warn!(target: "shutdown", companion, again_in_ms, "companion {how}: it is started again");
+            });
             tokio::select! {
                 biased;
                 () = shutdown.until(Phase::LameDuck) => return,
                 () = tokio::time::sleep(delay) => {}
             }
             delay = (delay * 2).min(LONGEST);
-            entry.state.lock().restarts += 1;
-            match start(&entry, &launch).await {
-                Ok(()) => break,
+            match start(&entry, &launch, shutdown) {
+                Ok(()) => {
+                    entry.state.lock().restarts += 1;
+                    break;
+                }
+                // The daemon was slow to write its PID file.
+                Err(LaunchError::Running { .. }) if let Some(daemon) = daemon_of(&entry).await => {
+                    adopt(&entry, daemon, shutdown);
+                    break;
+                }
                 Err(error) => {
-                    let error = crate::error::sentence(&error);
-                    tracing::warn!(target: "shutdown", companion = entry.companion.name, error, "a companion did not start");
+                    let (companion, error) = (name.clone(), crate::error::sentence(&error));
+                    shutdown.log(move || {
+                        tracing::warn!(target: "shutdown", companion, error, "a companion did not start");
+                    });
                 }
             }
         }
@@ -256,15 +301,32 @@ async fn follow(entry: Arc<Entry>, launch: Launch, shutdown: ShutdownCoordinator
     }
 }
 
+/// Follows a daemon in place of the process that has left it behind.
+fn adopt(entry: &Entry, daemon: Process, shutdown: ShutdownCoordinator) {
+    let (companion, pid) = (entry.companion.name.clone(), daemon.id());
+    let mut state = entry.state.lock();
+    state.process = Some(Arc::new(daemon));
+    state.ended = None;
+    drop(state);
+    shutdown.log(move || {
+        tracing::info!(target: "shutdown", companion, pid, "it has forked away: followed by its PID file");
+    });
+}
+
+async fn daemon_of(entry: &Entry) -> Option<Process> {
+    let file = entry.companion.pid_file.as_ref()?;
+    by_file(&entry.companion.name, file).await.ok().map(|found| found.process)
+}
+
 /// The daemon that a companion has left behind, once its PID file names it.
 async fn forked_away(entry: &Entry) -> Option<Process> {
-    let file = entry.companion.pid_file.as_ref()?;
+    entry.companion.pid_file.as_ref()?;
     let until = Instant::now() + FORKS_WITHIN;
     loop {
-        match by_file(&entry.companion.name, file).await {
-            Ok(found) => return Some(found.process),
-            Err(_) if Instant::now() >= until || entry.state.lock().stopping => return None,
-            Err(_) => tokio::time::sleep(LOOK).await,
+        match daemon_of(entry).await {
+            Some(daemon) => return Some(daemon),
+            None if Instant::now() >= until || entry.state.lock().stopping => return None,
+            None => tokio::time::sleep(LOOK).await,
         }
     }
 }
@@ -289,6 +351,17 @@ pub enum LaunchError {
         /// Its number.
         pid: u32,
     },
+    /// Its PID file names a process that is called so, but was started after the file was written. The operator's to find out.
+    MaybeRunning {
+        /// Its name.
+        name: String,
+        /// The process.
+        pid: u32,
+        /// The file.
+        path: String,
+    },
+    /// They have been launched before. The caller's mistake.
+    Twice,
     /// The thread for it could not be made. The platform's fault.
     Thread {
         /// What the system said.
@@ -303,6 +376,12 @@ impl fmt::Display for LaunchError {
             Self::Running { name, pid } => {
                 write!(f, "the companion {name} runs already, as process {pid}: end that one first")
             }
+            Self::MaybeRunning { name, pid, path } => write!(
+                f,
+                "the companion {name} may run already, as process {pid}, which was started after {path} was written: end it, or \
+                 remove the file if it is another one"
+            ),
+            Self::Twice => f.write_str("the companions have been launched before"),
             Self::Thread { .. } => f.write_str("companions cannot be launched"),
         }
     }
@@ -311,7 +390,7 @@ impl fmt::Display for LaunchError {
 impl std::error::Error for LaunchError {
     fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
         match self {
-            Self::Running { .. } => None,
+            Self::Running { .. } | Self::MaybeRunning { .. } | Self::Twice => None,
             Self::Io { source, .. } | Self::Thread { source } => Some(source),
         }
     }

@@ -155,9 +155,9 @@ impl PidFile {
         self.kind
     }
 
-    /// Whether the directory is there that it would be in.
-    pub fn has_directory(&self) -> bool {
-        directory(&self.path).is_dir()
+    /// Whether there is no directory that it could be in.
+    pub(super) fn has_no_directory(&self) -> bool {
+        directory(&self.path).metadata().is_err_and(|error| error.kind() == io::ErrorKind::NotFound)
     }
 
     /// Takes the file for this process: made if it is missing, its directories with it, locked until the guard is dropped or the
@@ -172,7 +172,12 @@ impl PidFile {
         let path = path.into();
         let file = make_directory(&path)
             .map_err(|source| LockError::Io { doing: "made", source })
-            .and_then(|()| files::lock(&path, 0o644));
+            .and_then(|()| files::lock(&path, 0o644))
+            .and_then(|file| {
+                // Else it would be locked over another's number.
+                files::write_number(&file).map_err(|source| LockError::Io { doing: "written", source })?;
+                Ok(file)
+            });
         match file {
             Ok(file) => Ok(ClaimedPidFile { path, _locked: file }),
             Err(LockError::Held(by)) => Err(ClaimError::Held { path, by }),
@@ -231,7 +236,8 @@ impl PidFile {
     }
 
     /// Removes the file of a process that is gone, if it is still the one that was read, with the same bytes. Only a plain one:
-    /// a locked one is never removed, and PostgreSQL looks into its own. Whether it has been removed.
+    /// a locked one is never removed, and PostgreSQL looks into its own. Whether it has been removed. Between the last look and
+    /// the removal there are some microseconds, as in every program that does so.
     pub(super) fn remove_stale(&self, reading: &Reading) -> io::Result<bool> {
         if self.kind != PidFileKind::Plain || !is_at(&reading.file, &self.path) {
             return Ok(false);
@@ -275,8 +281,8 @@ pub(super) enum Unread {
 /// How long an empty file is given to be written: PgBouncer makes it first and writes it then.
 pub(super) const EMPTY_FOR: Duration = Duration::from_millis(200);
 
-/// Whether somebody holds the file's lock. A shared lock that is dropped at once: an exclusive one, or one that is kept, would
-/// make the claim of a program that starts at this moment fail.
+/// Whether somebody holds the file's lock. It is asked for by a shared lock that is dropped at once: a program that claims its file in
+/// these microseconds, and asks once only, would fail. Ours asks again.
 fn is_locked(file: &File) -> io::Result<bool> {
     match flock(file, FlockOperation::NonBlockingLockShared) {
         Ok(()) => {
@@ -449,8 +455,14 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("own.pid");
         std::fs::write(&path, "4711\n").unwrap();
-        assert!(matches!(PidFile::new(&path, PidFileKind::Locked).read(), Err(Unread::NotHeld)));
-        drop(PidFile::claim(&path).unwrap());
+        let locked = PidFile::new(&path, PidFileKind::Locked);
+        assert!(matches!(locked.read(), Err(Unread::NotHeld)));
+        std::thread::scope(|scope| {
+            let reader = scope.spawn(|| (0..20_000).for_each(|_| _ = locked.read()));
+            while !reader.is_finished() {
+                drop(PidFile::claim(&path).unwrap());
+            }
+        });
     }
 
     #[test]

@@ -2,18 +2,20 @@
 
 use std::borrow::Cow;
 use std::collections::BTreeMap;
+use std::pin::pin;
 use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
 use parking_lot::Mutex;
 use serde::Serialize;
 use tokio::sync::{OnceCell, watch};
-use tokio::time::Instant;
+use tokio::time::{Instant, sleep_until};
 
 use super::companion::{Companion, Ending, NotEnded, NotRunning};
-use super::find::{NotFound, by_file};
+use super::find::{NotFound, find};
 use super::process::{Exit, Process};
-use super::stop::{Clock, stop};
+use super::stop::{Clock, Stopping};
 use crate::config::display_duration;
 use crate::error::BoxError;
 use crate::plan::Need;
@@ -27,6 +29,8 @@ use crate::stage::{StageContext, StageFn, boxed};
 #[derive(Clone, Debug, Default)]
 pub struct Companions {
     pub(super) entries: Arc<[Arc<Entry>]>,
+    /// Whether they have been launched, or tried to.
+    pub(super) launched: Arc<AtomicBool>,
 }
 
 impl Companions {
@@ -34,7 +38,7 @@ impl Companions {
     pub fn new(companions: impl IntoIterator<Item = Companion>) -> Self {
         let taken = Arc::default();
         let entry = |companion| Arc::new(Entry::new(companion, Arc::clone(&taken)));
-        Self { entries: companions.into_iter().map(entry).collect() }
+        Self { entries: companions.into_iter().map(entry).collect(), launched: Arc::default() }
     }
 
     /// How many there are.
@@ -60,16 +64,16 @@ impl Companions {
     pub async fn warnings(&self) -> Vec<(String, String)> {
         let mut warnings = Vec::new();
         for entry in self.entries.iter().filter(|entry| entry.companion.launch.is_none()) {
-            let Some(file) = &entry.companion.pid_file else { continue };
-            let problem = match by_file(&entry.companion.name, file).await {
-                _ if !file.has_directory() => {
+            let companion = &entry.companion;
+            let file = companion.pid_file.as_ref().filter(|file| file.has_no_directory());
+            let problem = match (file, find(companion).await) {
+                (Some(file), Err(NotFound::NotRunning(_))) => {
                     format!("there is no directory for its PID file {}", file.path().display())
                 }
-                Err(NotFound::Refused(why)) => why.to_string(),
-                Err(NotFound::NotRunning(why @ NotRunning::Stale(_))) => why.to_string(),
+                (_, Err(NotFound::Refused(why))) => why.to_string(),
                 _ => continue,
             };
-            warnings.push((entry.companion.name.clone(), problem));
+            warnings.push((companion.name.clone(), problem));
         }
         warnings
     }
@@ -82,8 +86,12 @@ impl Companions {
     /// Whether this is the number of a process that was launched here, and that is waited for here: whoever reaps orphans leaves
     /// it alone.
     pub fn has_launched(&self, pid: u32) -> bool {
-        let is_it = |process: &Arc<Process>| process.id() == pid;
-        self.entries.iter().any(|entry| entry.state.lock().process.as_ref().is_some_and(is_it))
+        let is_it = |process: &Arc<Process>| process.is_child() && process.id() == pid;
+        self.entries.iter().any(|entry| {
+            // One that is just being started is known when that is done.
+            let _no_start = entry.starting.lock();
+            entry.state.lock().process.as_ref().is_some_and(is_it)
+        })
     }
 
     /// What their ladders need of the stage, if there are any: groups one after another, each as long as its longest ladder.
@@ -118,14 +126,76 @@ impl Companions {
             groups.keys().map(|group| (*group, watch::Sender::new(0))).collect();
         let tasks = self.entries.iter().map(|entry| {
             let group = entry.companion.group;
-            let earlier: Vec<_> = open.range(..group).map(|(_, open)| open.subscribe()).collect();
-            let later = groups.range(group + 1..).map(|(_, longest)| longest.ladder.total()).sum();
-            let open = Open::in_group(&open[&group]);
-            let entry = Arc::clone(entry);
-            let name = Cow::Owned(entry.companion.name.clone());
-            (name, boxed(move |stage| stage_task(entry, stage, earlier, later, open)))
+            let need = |(_, longest): (&u32, &&Companion)| longest.ladder.total();
+            let turn = Turn {
+                entry: Entry::unless_ended(entry),
+                earlier: open.range(..group).map(|(_, open)| open.subscribe()).collect(),
+                before: groups.range(..group).map(need).sum(),
+                later: groups.range(group + 1..).map(need).sum(),
+                open: Open::in_group(&open[&group]),
+            };
+            (Cow::Owned(entry.companion.name.clone()), boxed(move |stage| turn.take(stage)))
         });
         tasks.collect()
+    }
+}
+
+/// A companion's turn in stage Companions.
+struct Turn {
+    entry: UnlessEnded,
+    /// How many of each earlier group are not over yet.
+    earlier: Vec<watch::Receiver<usize>>,
+    /// What the groups before it may need.
+    before: Duration,
+    /// What the groups after it may need.
+    later: Duration,
+    open: Open,
+}
+
+impl Turn {
+    async fn take(self, stage: StageContext) -> Result<(), BoxError> {
+        let Self { entry: unless_ended, earlier, before, later, open } = self;
+        let entry = &*unless_ended.0;
+        let mut clock = Clock::of(&stage);
+        let rest = before + entry.companion.ladder.total() + later;
+        let mut until = clock.latest(before, rest);
+        let mut earlier = pin!(all_over(earlier));
+        loop {
+            tokio::select! {
+                biased;
+                () = &mut earlier => break,
+                () = clock.hurry() => until = until.min(clock.latest(before, rest)),
+                // Whatever holds them up, a disk for example, must not take the time of this one.
+                () = sleep_until(until) => break,
+            }
+        }
+        let began = Instant::now();
+        let stopping = Stopping { entry, stage: &stage, clock, later };
+        // Whoever comes second gets what became of the first: nobody is signalled twice.
+        let ending = entry.ending.get_or_init(|| stopping.run()).await.clone();
+        drop(open);
+        note(&entry.companion, &ending, began.elapsed(), &stage);
+        if ending.is_well() { Ok(()) } else { Err(Box::new(NotEnded(ending))) }
+    }
+}
+
+/// Waits until nobody of these groups is left.
+async fn all_over(groups: Vec<watch::Receiver<usize>>) {
+    for mut group in groups {
+        // An error: its sender is gone, so nobody of that group is left.
+        let _ = group.wait_for(|open| *open == 0).await;
+    }
+}
+
+/// Kills a launched companion, and what is in its process group, when its turn never comes or is cut off: the stage is skipped,
+/// or has run out of time. One that was not launched here is left alone.
+struct UnlessEnded(Arc<Entry>);
+
+impl Drop for UnlessEnded {
+    fn drop(&mut self) {
+        if self.0.ending.get().is_none() {
+            self.0.kill();
+        }
     }
 }
 
@@ -143,26 +213,6 @@ impl Drop for Open {
     fn drop(&mut self) {
         self.0.send_modify(|open| *open -= 1);
     }
-}
-
-async fn stage_task(
-    entry: Arc<Entry>,
-    stage: StageContext,
-    earlier: Vec<watch::Receiver<usize>>,
-    later: Duration,
-    open: Open,
-) -> Result<(), BoxError> {
-    for mut group in earlier {
-        // An error: its sender is gone, so nobody of that group is left.
-        let _ = group.wait_for(|open| *open == 0).await;
-    }
-    let began = Instant::now();
-    let clock = Clock::of(&stage);
-    // Whoever comes second gets what became of the first: nobody is signalled twice.
-    let ending = entry.ending.get_or_init(|| stop(&entry, &stage, clock, later)).await.clone();
-    drop(open);
-    note(&entry.companion, &ending, began.elapsed(), &stage);
-    if ending.is_well() { Ok(()) } else { Err(Box::new(NotEnded(ending))) }
 }
 
 /// Writes down what became of it, in the report and in the log.
@@ -232,7 +282,10 @@ pub struct CompanionStatus {
 #[derive(Debug)]
 pub(super) struct Entry {
     pub(super) companion: Companion,
+    /// Short, and never held over anything that may block.
     pub(super) state: Mutex<State>,
+    /// Held over a start, which forks and executes: nobody reaps, and nobody ends it, in between. Before `state`.
+    pub(super) starting: Mutex<()>,
     ending: OnceCell<Ending>,
     /// The numbers of all companions that have been signalled.
     taken: Arc<Mutex<Vec<u32>>>,
@@ -252,7 +305,21 @@ pub(super) struct State {
 
 impl Entry {
     fn new(companion: Companion, taken: Arc<Mutex<Vec<u32>>>) -> Self {
-        Self { companion, state: Mutex::default(), ending: OnceCell::new(), taken }
+        let (state, starting) = (Mutex::default(), Mutex::default());
+        Self { companion, state, starting, ending: OnceCell::new(), taken }
+    }
+
+    fn unless_ended(this: &Arc<Self>) -> UnlessEnded {
+        UnlessEnded(Arc::clone(this))
+    }
+
+    /// Kills it, if it was launched, and sees to it that it is not started again.
+    pub(super) fn kill(&self) {
+        if self.companion.launch.is_some()
+            && let Ok(process) = self.last_process()
+        {
+            process.kill();
+        }
     }
 
     /// Whether nobody else among the companions is this process.
@@ -265,8 +332,9 @@ impl Entry {
 
     /// The launched process, for the last time: from now on it is not started again.
     pub(super) fn last_process(&self) -> Result<Arc<Process>, NotRunning> {
-        let mut state = self.state.lock();
-        state.stopping = true;
+        self.state.lock().stopping = true;
+        let _no_start = self.starting.lock();
+        let state = self.state.lock();
         match (&state.process, state.ended) {
             (_, Some(exit)) => Err(NotRunning::Ended(exit)),
             (Some(process), None) => Ok(Arc::clone(process)),

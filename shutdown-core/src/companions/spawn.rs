@@ -22,8 +22,8 @@ pub(super) fn dies_with_this_thread(command: &mut Command) {
     };
     // SAFETY: `pre_exec` asks that its closure does nothing that may not be done between fork and exec in a process of several
     // threads: take no lock, allocate nothing, touch no memory that another thread was changing. This one makes two system
-    // calls, prctl(2) and getppid(2), which rustix makes directly, and compares two numbers that it has copies of. Its errors
-    // hold an error number and no allocation. It cannot panic, and unwinds nowhere.
+    // calls, prctl(2) and getppid(2) – directly, or by libc's wrappers, which do nothing else –, and compares two numbers that it
+    // has copies of. Its errors hold an error number and no allocation. It cannot panic, and unwinds nowhere.
     unsafe {
         command.pre_exec(ask);
     }

@@ -1,13 +1,14 @@
 //! The story of ending one companion: found, signalled by its ladder, waited for.
 
+use std::io::ErrorKind;
 use std::time::Duration;
 
 use tokio::time::{Instant, sleep_until};
 use tokio_util::sync::CancellationToken;
 
-use super::companion::{Companion, Ending, NotRunning, Refusal};
+use super::companion::{Ending, NotRunning, Refusal};
 use super::find::{Found, NotFound, by_file, find};
-use super::ladder::share;
+use super::ladder::{StopSignal, share};
 use super::process::{Exit, Process};
 use super::set::Entry;
 use crate::plan::STAGE_RESERVE;
@@ -32,8 +33,19 @@ impl Clock {
         self.end.saturating_duration_since(Instant::now())
     }
 
+    /// By when `first` must be over, so that there is time for the `rest` that it is part of.
+    pub(super) fn until(&self, first: Duration, rest: Duration) -> Instant {
+        Instant::now() + share(first, rest, self.left())
+    }
+
+    /// When what comes `before` must have come to an end at the latest, so that there is time for the `rest` that it is part of.
+    pub(super) fn latest(&self, before: Duration, rest: Duration) -> Instant {
+        let left = self.left();
+        Instant::now() + if rest <= left { left - (rest - before) } else { share(before, rest, left) }
+    }
+
     /// Waits until there is less time: what is left then is the stage's reserve, less a tenth to be gone in time.
-    async fn hurry(&mut self) {
+    pub(super) async fn hurry(&mut self) {
         if self.hurried {
             std::future::pending::<()>().await;
         }
@@ -43,137 +55,151 @@ impl Clock {
     }
 }
 
-/// Ends one companion. `later` is what the groups after it may need.
-pub(super) async fn stop(entry: &Entry, stage: &StageContext, mut clock: Clock, later: Duration) -> Ending {
-    let companion = &entry.companion;
-    if companion.launch.is_none() {
-        let found = match find(companion).await {
-            Ok(found) => found,
-            Err(NotFound::NotRunning(why)) => return Ending::NotRunning(why),
-            Err(NotFound::Refused(why)) => return Ending::Refused(why),
-        };
-        if !entry.take(found.process.id()) {
-            return Ending::Refused(Refusal::Twice(found.process.id()));
+/// The ending of one companion under way.
+pub(super) struct Stopping<'a> {
+    pub(super) entry: &'a Entry,
+    pub(super) stage: &'a StageContext,
+    pub(super) clock: Clock,
+    /// What the groups after it may need.
+    pub(super) later: Duration,
+}
+
+impl Stopping<'_> {
+    pub(super) async fn run(mut self) -> Ending {
+        let companion = &self.entry.companion;
+        if companion.launch.is_some() {
+            return self.end_launched().await;
         }
-        return end_found(companion, found, stage, &mut clock, later).await;
+        match find(companion).await {
+            Ok(found) => self.end_found(found).await,
+            Err(NotFound::NotRunning(why)) => Ending::NotRunning(why),
+            Err(NotFound::Refused(why)) => Ending::Refused(why),
+        }
     }
-    // From here on nobody starts it again.
-    let launched = entry.last_process();
-    let number = launched.as_ref().ok().map(|process| process.id());
-    // Who has written the PID file may be a child of what was launched, a script for example: then it goes first.
-    let mut ended = match of_pid_file(companion).await.filter(|found| Some(found.process.id()) != number) {
-        Some(found) => Some(end_found(companion, found, stage, &mut clock, later).await),
-        None => None,
-    };
-    if ended.as_ref().is_none_or(Ending::is_well) {
+
+    /// Ends what was launched: who has written the PID file first, which may be a child of what was launched, or a daemon that it has
+    /// left behind; then what was launched; and who has taken its place in the PID file meanwhile.
+    async fn end_launched(&mut self) -> Ending {
+        // From here on nobody starts it again.
+        let launched = self.entry.last_process();
+        let number = launched.as_ref().ok().map(|process| process.id());
+        let behind = match self.of_pid_file(launched.is_err()).await {
+            Ok(Some(found)) if Some(found.process.id()) != number => Some(self.end_found(found).await),
+            Ok(_) => None,
+            // It may be the process that was launched: that is known to be ours.
+            Err(_) if number.is_some() => None,
+            Err(why) => return Ending::Refused(why),
+        };
         let first = match launched {
-            Ok(process) => climb(companion, &process, stage, &mut clock, later).await,
+            Ok(process) => self.climb(&process).await,
             Err(why) => Ending::NotRunning(why),
         };
-        if ended.is_none() || !first.is_well() {
-            ended = Some(first);
+        let ended = match behind {
+            Some(behind) if !behind.is_well() || first.is_well() => behind,
+            _ => first,
+        };
+        if !ended.is_well() {
+            return ended;
+        }
+        match self.of_pid_file(false).await {
+            Ok(None) => ended,
+            Ok(Some(found)) => self.end_found(found).await,
+            Err(why) => Ending::Refused(why),
         }
     }
-    // It may have left a daemon behind, a moment ago.
-    match (ended, of_pid_file(companion).await) {
-        (Some(ended), Some(found)) if ended.is_well() => {
-            end_found(companion, found, stage, &mut clock, later).await
+
+    /// Whom the PID file names, if it is the companion. `alone`: nothing else is known of it, so a file that says nothing may hide one.
+    async fn of_pid_file(&self, alone: bool) -> Result<Option<Found>, Refusal> {
+        let companion = &self.entry.companion;
+        let Some(file) = &companion.pid_file else { return Ok(None) };
+        match by_file(&companion.name, file).await {
+            Ok(found) => Ok(Some(found)),
+            Err(NotFound::NotRunning(_)) => Ok(None),
+            // The number is another's by now.
+            Err(NotFound::Refused(Refusal::AnotherProgram { .. } | Refusal::Ourselves(_))) => Ok(None),
+            Err(NotFound::Refused(Refusal::PidFile { .. })) if !alone => Ok(None),
+            Err(NotFound::Refused(why)) => Err(why),
         }
-        (ended, _) => ended.unwrap_or(Ending::NotRunning(NotRunning::NotLaunched)),
     }
-}
 
-async fn of_pid_file(companion: &Companion) -> Option<Found> {
-    let file = companion.pid_file.as_ref()?;
-    by_file(&companion.name, file).await.ok()
-}
-
-async fn end_found(
-    companion: &Companion,
-    found: Found,
-    stage: &StageContext,
-    clock: &mut Clock,
-    later: Duration,
-) -> Ending {
-    let ending = climb(companion, &found.process, stage, clock, later).await;
-    if let Some((file, reading)) = found.named_by
-        && matches!(ending, Ending::Exited { .. } | Ending::Escalated { .. })
-    {
+    async fn end_found(&mut self, found: Found) -> Ending {
+        let ending = self.climb(&found.process).await;
         // Killed, it could not remove it, and the next one may refuse to start beside it.
-        match file.remove_stale(&reading) {
-            Ok(false) => {}
-            removed => {
-                let (name, path) = (companion.name.clone(), file.path().display().to_string());
-                stage.log(move || match removed {
-                    Ok(_) => {
-                        tracing::info!(target: "shutdown", companion = name, path, "removed the PID file it left behind")
-                    }
-                    Err(error) => {
-                        tracing::warn!(target: "shutdown", companion = name, path, %error, "its PID file cannot be removed")
-                    }
-                });
-            }
-        }
-    }
-    ending
-}
-
-/// Sends one signal after another, each only once, until the process has ended or the ladder is at its end.
-async fn climb(
-    companion: &Companion,
-    process: &Process,
-    stage: &StageContext,
-    clock: &mut Clock,
-    later: Duration,
-) -> Ending {
-    let pid = process.id();
-    let rungs = companion.ladder.rungs();
-    let mut rest = companion.ladder.total() + later;
-    let mut last = None;
-    for rung in rungs {
-        match process.signal(rung.signal) {
-            Ok(true) => {}
-            Ok(false) => return ending(pid, last, rungs[0].signal.number(), process.ended().await),
-            Err(error) if last.is_none() && error.kind() == std::io::ErrorKind::PermissionDenied => {
-                return Ending::Refused(Refusal::NotAllowed { pid });
-            }
-            Err(error) => {
-                let why = error.to_string();
-                return Ending::Refused(Refusal::Unknown { pid: Some(pid), why });
-            }
-        }
-        let (name, signal, again) = (companion.name.clone(), rung.signal, last.is_some());
-        stage.log(move || {
-            if again {
-                tracing::warn!(target: "shutdown", companion = name, pid, "it has not ended: sent SIG{signal}");
-            } else {
-                tracing::info!(target: "shutdown", companion = name, pid, "sent SIG{signal}");
-            }
-        });
-        last = Some(rung.signal.number());
-        let sent = Instant::now();
-        let mut until = sent + share(rung.wait, rest, clock.left());
-        loop {
-            tokio::select! {
-                biased;
-                exit = process.ended() => return ending(pid, last, rungs[0].signal.number(), exit),
-                () = clock.hurry() => {
-                    let gone = sent.elapsed();
-                    let (wait, rest) = (rung.wait.saturating_sub(gone), rest.saturating_sub(gone));
-                    until = until.min(Instant::now() + share(wait, rest, clock.left()));
+        if let Some((file, reading)) = found.named_by
+            && matches!(ending, Ending::Exited { .. } | Ending::Escalated { .. })
+            && found.process.is_over()
+        {
+            let removed = file.remove_stale(&reading);
+            let (companion, path) = (self.entry.companion.name.clone(), file.path().display().to_string());
+            self.stage.log(move || match removed {
+                Ok(false) => {}
+                Ok(true) => {
+                    tracing::info!(target: "shutdown", companion, path, "removed the PID file it left behind");
                 }
-                () = sleep_until(until) => break,
-            }
+                Err(error) => {
+                    tracing::warn!(target: "shutdown", companion, path, %error, "its PID file cannot be removed");
+                }
+            });
         }
-        rest = rest.saturating_sub(rung.wait);
+        ending
     }
-    Ending::TimedOut { pid, signal: last.unwrap_or_default() }
+
+    /// Sends one signal after another, each only once, until the process has ended or the ladder is at its end.
+    async fn climb(&mut self, process: &Process) -> Ending {
+        let pid = process.id();
+        if !self.entry.take(pid) {
+            return Ending::Refused(Refusal::Twice(pid));
+        }
+        let ladder = &self.entry.companion.ladder;
+        let first = ladder.rungs()[0].signal;
+        let mut rest = ladder.total() + self.later;
+        let mut last = None;
+        for rung in ladder.rungs() {
+            match (process.signal(rung.signal), last) {
+                (Ok(true), _) => {}
+                (Ok(false), _) => return ending(pid, first, last, process.ended().await),
+                (Err(error), None) if error.kind() == ErrorKind::PermissionDenied => {
+                    return Ending::Refused(Refusal::NotAllowed { pid });
+                }
+                (Err(error), None) => {
+                    return Ending::Refused(Refusal::Unknown { pid: Some(pid), why: error.to_string() });
+                }
+                // It has changed its user, or a sandbox minds: what has been sent is all there is.
+                (Err(_), Some(last)) => return Ending::TimedOut { pid, signal: last.number() },
+            }
+            let (companion, signal, again) = (self.entry.companion.name.clone(), rung.signal, last.is_some());
+            self.stage.log(move || {
+                if again {
+                    tracing::warn!(target: "shutdown", companion, pid, "it has not ended: sent SIG{signal}");
+                } else {
+                    tracing::info!(target: "shutdown", companion, pid, "sent SIG{signal}");
+                }
+            });
+            last = Some(rung.signal);
+            let sent = Instant::now();
+            let mut until = self.clock.until(rung.wait, rest);
+            loop {
+                tokio::select! {
+                    biased;
+                    exit = process.ended() => return ending(pid, first, last, exit),
+                    () = self.clock.hurry() => {
+                        let gone = sent.elapsed();
+                        let (wait, rest) = (rung.wait.saturating_sub(gone), rest.saturating_sub(gone));
+                        until = until.min(self.clock.until(wait, rest));
+                    }
+                    () = sleep_until(until) => break,
+                }
+            }
+            rest = rest.saturating_sub(rung.wait);
+        }
+        Ending::TimedOut { pid, signal: last.unwrap_or(first).number() }
+    }
 }
 
-fn ending(pid: u32, last: Option<i32>, first: i32, exit: Option<Exit>) -> Ending {
+fn ending(pid: u32, first: StopSignal, last: Option<StopSignal>, exit: Option<Exit>) -> Ending {
     match last {
         None => Ending::NotRunning(NotRunning::Ended(exit)),
         Some(signal) if signal == first => Ending::Exited { pid, exit },
-        Some(signal) => Ending::Escalated { pid, signal, exit },
+        Some(signal) => Ending::Escalated { pid, signal: signal.number(), exit },
     }
 }

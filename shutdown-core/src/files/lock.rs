@@ -6,12 +6,17 @@ use std::fs::{File, OpenOptions};
 use std::io::{self, Read, Write};
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::Path;
+use std::time::Duration;
 
 use rustix::fs::{FlockOperation, OFlags, flock};
 use rustix::io::Errno;
+use tokio::time::Instant;
 
 /// How often a file that is removed under our hands is taken anew.
 const TRIES: usize = 5;
+/// How long a lock that is held is asked for again: whoever only asks whether somebody has it holds a shared one for
+/// microseconds, and longer where it has lost its processor.
+const GLANCE: Duration = Duration::from_millis(50);
 
 /// Why a file could not be locked.
 #[derive(Debug)]
@@ -22,8 +27,7 @@ pub(crate) enum LockError {
     Io { doing: &'static str, source: io::Error },
 }
 
-/// Locks the file at `path`, made with `mode` if it is missing, and writes this process's number into it. It is locked until the
-/// file is dropped.
+/// Locks the file at `path`, made with `mode` if it is missing. It is locked until the file is dropped.
 ///
 /// A file that another process has locked is not changed by a single byte. A symbolic link is not followed.
 pub(crate) fn lock(path: &Path, mode: u32) -> Result<File, LockError> {
@@ -34,25 +38,39 @@ pub(crate) fn lock(path: &Path, mode: u32) -> Result<File, LockError> {
     // Without NONBLOCK a FIFO would wait for a reader.
     options.custom_flags(flags(OFlags::NOFOLLOW | OFlags::NONBLOCK));
     for _ in 0..TRIES {
-        let mut file = options.open(path).map_err(|source| failed("opened", source))?;
+        let file = options.open(path).map_err(|source| failed("opened", source))?;
         let metadata = file.metadata().map_err(|source| failed("opened", source))?;
         if !metadata.is_file() || metadata.nlink() > 1 {
             // A second name: writing here would write there.
             return Err(failed("locked", io::Error::other("it is no regular file of its own: remove it")));
         }
-        match flock(&file, FlockOperation::NonBlockingLockExclusive) {
+        match exclusively(&file) {
             Ok(()) => {}
             Err(Errno::WOULDBLOCK) => return Err(LockError::Held(holder(&file))),
             Err(error) => return Err(failed("locked", error.into())),
         }
         if is_at(&file, path) {
-            // Only what others are told: on a full disk the lock still holds.
-            let _ = file.set_len(0).and_then(|()| writeln!(file, "{}", std::process::id()));
             return Ok(file);
         }
         // Somebody removed it between open and lock: that is no lock for who comes next.
     }
     Err(failed("locked", io::Error::other("it changes under the lock")))
+}
+
+fn exclusively(file: &File) -> rustix::io::Result<()> {
+    let until = Instant::now() + GLANCE;
+    loop {
+        match flock(file, FlockOperation::NonBlockingLockExclusive) {
+            Err(Errno::WOULDBLOCK) if Instant::now() < until => std::thread::yield_now(),
+            result => return result,
+        }
+    }
+}
+
+/// Writes this process's number into a file that it has locked.
+pub(crate) fn write_number(mut file: &File) -> io::Result<()> {
+    file.set_len(0)?;
+    writeln!(file, "{}", std::process::id())
 }
 
 /// Who has the lock, as far as it has written that down.

@@ -223,10 +223,13 @@ fn make(dir: &Path) -> io::Result<()> {
 
 /// Locks the file at `path`, made if it is missing, and writes this process's number into it.
 fn lock(path: &Path) -> Result<File, StateError> {
-    files::lock(path, 0o600).map_err(|error| match error {
+    let file = files::lock(path, 0o600).map_err(|error| match error {
         LockError::Io { doing, source } => StateError::Io { path: path.to_owned(), doing, source },
         LockError::Held(by) => held(path, by),
-    })
+    })?;
+    // Only what others are told: on a full disk the lock still holds.
+    let _ = files::write_number(&file);
+    Ok(file)
 }
 
 fn held(path: &Path, by: Option<u32>) -> StateError {

@@ -169,7 +169,7 @@ fn another_users_companion_is_refused_and_gets_no_signal() {
         "control: its own user's gets one: {sent:?}"
     );
     assert!(!running.is_alive());
-    assert_eq!(lab.lines("signals"), [format!("{} TERM", running.id())]);
+    assert_eq!(lab.lines("signals"), [format!("{} INT", running.id())]);
 }
 
 #[test]
@@ -180,7 +180,7 @@ fn without_pidfds_a_companion_is_ended_all_the_same_and_a_stranger_is_not() {
     let (code, report, calls) = traced(NO_PIDFDS, None, &spec);
     assert_eq!((code, &told(&report, NAME)["note"]["outcome"]), (0, &"exited".into()), "{report:#}");
     let sent = signals(&calls);
-    let by_number = format!("kill({}, SIGTERM)", running.id());
+    let by_number = format!("kill({}, SIGINT)", running.id());
     assert!(matches!(sent[..], [one] if one.starts_with(&by_number)), "one signal, by number: {sent:?}");
     let looks = calls.iter().filter(|call| call.starts_with("pidfd_open("));
     assert!(looks.into_iter().all(|look| look.contains("ENOSYS")), "{calls:?}");

@@ -14,13 +14,13 @@ use crate::PATIENCE;
 use crate::process::{Process, Stopwatch};
 
 /// A script that writes down each TERM and INT with its own number, in `$1/signals`, and does this then. It has no child that
-/// would keep a pipe open.
+/// would keep a pipe open, and goes soon after its directory.
 pub fn writes_down_signals(then: &str) -> String {
     format!(
         r#"mkfifo "$1/never.$$"; exec 9<>"$1/never.$$"
         for signal in TERM INT; do trap "echo $$ $signal >> '$1/signals'; {then}" $signal; done
         echo $$ >> "$1/ready"
-        while :; do read -r -t 300 -u 9; done"#
+        while [[ -d $1 ]]; do read -r -t 5 -u 9; done"#
     )
 }
 

@@ -220,8 +220,11 @@ fn as_process_1_with_reap_the_exit_code_of_what_it_has_launched_is_known_and_no_
     lab.sleeper("worker");
     let dir = tempfile::tempdir().expect("a temporary directory");
     let proxy = EdgeProxy::command(dir.path());
-    let mut command = Command::new("unshare");
-    command.args(["--user", "--map-root-user", "--pid", "--fork", "--mount-proc", "--kill-child"]);
+    // Every wait for a child takes long: whoever waits for orphans comes before who waits for the companion, which takes more
+    // than one. strace is outside, and no child of anybody here.
+    let mut command = Command::new("strace");
+    command.args(["-D", "-f", "-o", "/dev/null", "-e", "trace=waitid", "--inject=waitid:delay_enter=50000"]);
+    command.args(["unshare", "--user", "--map-root-user", "--pid", "--fork", "--mount-proc", "--kill-child"]);
     command.arg(proxy.get_program()).args(proxy.get_args()).args(["--reap", "--companion"]);
     command.arg(format!("name=worker,launch={} {}", launcher.display(), lab.path().display()));
     let mut process = Process::start(command.current_dir(dir.path()));

@@ -547,7 +547,8 @@ fn fifty_are_ended_at_once_each_by_one_signal() {
     assert!(running.iter_mut().all(|one| !one.is_alive()));
     let mut expected: Vec<_> = running.iter().map(|one| format!("{} TERM", one.id())).collect();
     let mut signals = lab.lines("signals");
-    (expected.sort(), signals.sort());
+    expected.sort();
+    signals.sort();
     assert_eq!(signals, expected);
     let stages = report["stages"].as_array().expect("a list");
     let stage = stages.iter().find(|stage| stage["stage"] == "companions").expect("there are companions");

@@ -143,9 +143,9 @@ fn terminate_ends_all_that_stand_beside_it_the_database_last_and_the_last_line_n
     let freed = unix_ms();
     drop(client);
     compute.ended_well();
-    let told = times_told(&compute.postgres.log())[0];
-    println!("the database was told {} ms after the last client had gone", told - freed);
-    assert!(told >= freed);
+    let at = times_told(&compute.postgres.log())[0];
+    println!("the database was told {} ms after the last client had gone", at - freed);
+    assert!(at >= freed);
 
     assert_eq!(proxy.process.exit_code(PATIENCE), 0, "{}", proxy.process.stderr());
     let answer = caller.join().expect("answered");
@@ -153,7 +153,7 @@ fn terminate_ends_all_that_stand_beside_it_the_database_last_and_the_last_line_n
     assert_eq!((answer.status, answer.json()), (200, report.clone()));
     for (name, number) in NAMES.into_iter().zip(compute.numbers()) {
         outcome(&report, name, "ok", "exited");
-        assert_eq!(shutdown_tests::companions::told(&report, name)["note"]["pid"], number, "{report:#}");
+        assert_eq!(told(&report, name)["note"]["pid"], number, "{report:#}");
     }
     let stderr = proxy.process.stderr();
     let last = stderr.lines().find(|line| line.contains("Graceful shutdown completed"));

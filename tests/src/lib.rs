@@ -6,6 +6,7 @@
 pub mod backend;
 pub mod browser;
 pub mod client;
+pub mod companions;
 pub mod corpus;
 pub mod h2raw;
 pub mod judges;

@@ -445,6 +445,15 @@ impl EdgeProxy {
         Self::serving(process, dir)
     }
 
+    /// Starts one by this command, made for `dir`, and waits until it serves.
+    ///
+    /// # Panics
+    ///
+    /// If it does not.
+    pub fn run(dir: tempfile::TempDir, command: &mut Command) -> Self {
+        Self::serving(Process::start(command), dir)
+    }
+
     fn serving(process: Process, dir: tempfile::TempDir) -> Self {
         let listen = process.address("  traffic ");
         let admin = process.address("  admin ");

@@ -1,14 +1,17 @@
-//! Real servers for the tests: PostgreSQL, PgBouncer, Redis, and a small registry over HTTP.
+//! Real servers for the tests: PostgreSQL, PgBouncer, Redis; and a small registry over HTTP, and a local proxy that keeps
+//! its PID file locked.
 //!
 //! Each is started by its test, in a directory of its own, on a free port of the loopback and a Unix socket (PgBouncer:
 //! only that), without privileges, and is gone when its handle is dropped. What runs on the machine already is neither
 //! used nor touched.
 
+mod local_proxy;
 mod pgbouncer;
 mod postgres;
 mod redis;
 mod registry;
 
+pub use local_proxy::LocalProxy;
 pub use pgbouncer::{Installed, Pgbouncer, Pooling, missing_pgbouncers, pgbouncers};
 pub use postgres::{LogLine, Postgres};
 pub use redis::{Redis, RedisLine};
@@ -46,9 +49,13 @@ fn free_port() -> u16 {
     listener.local_addr().expect("it is bound").port()
 }
 
-/// A directory that this user's server can use. Directly below `/tmp`: a Unix socket's path has 107 bytes, and
+/// A directory that this user's process can use. Directly below `/tmp`: a Unix socket's path has 107 bytes, and
 /// `TMPDIR` may be root's alone.
-fn dir_of(user: &str) -> TempDir {
+///
+/// # Panics
+///
+/// If it cannot be made.
+pub fn dir_of(user: &str) -> TempDir {
     let dir = tempfile::Builder::new().prefix("shutdown-").tempdir_in("/tmp").expect("a temporary directory");
     if geteuid().is_root() {
         let (uid, gid) = ids_of(user);
@@ -73,11 +80,19 @@ fn command_as(user: &str, program: &Path) -> Command {
     command_with(user, &[], program)
 }
 
+/// The same for a program that may stand in a directory of root's alone, as a target folder in root's home does: another
+/// user's process, that files are no obstacle to.
+pub fn as_user(user: &str, program: &Path) -> Command {
+    command_with(user, &["--inh-caps=+dac_override", "--ambient-caps=+dac_override"], program)
+}
+
 /// The same with options for `setpriv`, which has some only where this process is root.
 fn command_with(user: &str, options: &[&str], program: &Path) -> Command {
     let mut command = if geteuid().is_root() {
         let mut command = Command::new("setpriv");
-        command.args([&format!("--reuid={user}"), &format!("--regid={user}"), "--init-groups"]);
+        // Its group may be called otherwise.
+        let (uid, gid) = ids_of(user);
+        command.args([&format!("--reuid={uid}"), &format!("--regid={gid}"), "--init-groups"]);
         command.args(options).arg("--").arg(program);
         command
     } else {

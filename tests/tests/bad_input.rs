@@ -4,6 +4,7 @@ use std::net::{TcpListener, UdpSocket};
 use std::path::Path;
 use std::process::Command;
 
+use shutdown_core::companions::PidFile;
 use shutdown_tests::PATIENCE;
 use shutdown_tests::process::{Process, binary};
 
@@ -100,6 +101,55 @@ fn a_configuration_that_cannot_be_used_is_exit_2_and_names_the_thing_and_the_fix
         ),
         (&["--mdns", "eth0/1"], none, &["--mdns", "\"eth0/1\"", "ip link"]),
         (&["--mdns", "sixteen-bytes-is"], none, &["--mdns", "sixteen-bytes-is", "ip link"]),
+        (&["--companion", "pgbouncer"], none, &["--companion", "\"pgbouncer\"", "name=", "pidfile="]),
+        (
+            &["--companion", "name=pgbouncer"],
+            none,
+            &["--companion", "pidfile=PATH", "launch=COMMAND", "find=name"],
+        ),
+        (
+            &["--companion", "pidfile=p.pid"],
+            none,
+            &["--companion", "name=pgbouncer", "as the process is called"],
+        ),
+        (
+            &["--companion", "name=pgbouncer,pidfile=p.pid,stop=TERM:5m"],
+            none,
+            &["--companion", "stop=TERM:5m", "INT:6s/TERM:2s/KILL:1s"],
+        ),
+        (
+            &["--companion", "name=pgbouncer,pidfile=p.pid,stop=INT:5s/INT:5s"],
+            none,
+            &["--companion", "a signal twice", "INT:6s/TERM:2s/KILL:1s"],
+        ),
+        (
+            &[],
+            &[("EDGE_PROXY_COMPANION", "name=a,pidfile=a.pid; name=b,launch=b 'c; d")],
+            &["EDGE_PROXY_COMPANION", "name=b", "quotes do not fit"],
+        ),
+        (
+            &["--companion", "name=a,pidfile=p.pid", "--companion", "name=b,pidfile=p.pid"],
+            none,
+            &["--companion", "p.pid", "twice"],
+        ),
+        (
+            &["--companion", "name=pgbouncer,pidfile=p.pid,stop=INT:20s/TERM:5s/KILL:2s"],
+            &[("SHUTDOWN_COMPANION_TIMEOUT", "10")],
+            &[
+                "pgbouncer INT:20s/TERM:5s/KILL:2s = 27s",
+                "more than SHUTDOWN_COMPANION_TIMEOUT=10s",
+                "raise",
+                "shorten",
+            ],
+        ),
+        (
+            &["--companion", "name=pgbouncer,pidfile=p.pid", "--companion", "name=postgres,pidfile=q.pid"],
+            &[("SHUTDOWN_TOTAL_TIMEOUT", "15")],
+            &[
+                "pgbouncer INT:6s/TERM:2s/KILL:1s = 9s, then postgres INT:6s/QUIT:2s/KILL:1s = 9s; together 18s",
+                "SHUTDOWN_TOTAL_TIMEOUT=15s leaves",
+            ],
+        ),
         (&["--service-type", "_edge._sctp.local."], none, &["--service-type", "_sctp", "_name._tcp.local."]),
     ];
     for (args, env, wanted) in cases {
@@ -175,6 +225,71 @@ fn a_data_directory_that_cannot_be_written_is_exit_1_and_named() {
     println!("{code} {sentence}");
     assert_eq!(code, 1, "{sentence}");
     assert!(sentence.contains("taken/data") && sentence.contains("--data-dir"), "{sentence}");
+}
+
+#[test]
+fn a_pid_file_that_another_holds_is_exit_1_and_not_a_byte_of_it_is_changed() {
+    let held = tempfile::tempdir().expect("a temporary directory");
+    let path = held.path().join("edge-proxy.pid");
+    let _claimed = PidFile::claim(&path).expect("nobody holds it");
+    // Not as it is written here, so that one who writes it anew is found out, too.
+    let text = format!(" {} \n\n", std::process::id());
+    std::fs::write(&path, &text).expect("it is there");
+    let data = held.path().join("data").display().to_string();
+    let file = path.display().to_string();
+    let mut command = Command::new(binary("edge-proxy"));
+    command.args([
+        "--listen",
+        "127.0.0.1:0",
+        "--admin",
+        "127.0.0.1:0",
+        "--data-dir",
+        &data,
+        "--pid-file",
+        &file,
+    ]);
+    let mut process = Process::start(command.current_dir(held.path()));
+    assert_eq!(process.exit_code(PATIENCE), 1, "{}", process.stderr());
+    assert_eq!(process.stdout(), "", "nothing on stdout");
+    let stderr = process.stderr();
+    let sentence = stderr.lines().last().unwrap_or_default();
+    println!("{sentence}");
+    let by = format!("is held by process {}, which runs", std::process::id());
+    for part in [&*file, &*by, "--pid-file"] {
+        assert!(sentence.contains(part), "{part:?} is not in {sentence:?}");
+    }
+    assert_eq!(std::fs::read_to_string(&path).expect("it is there"), text);
+}
+
+#[test]
+fn check_shows_the_companions_and_the_time_of_their_stage_follows_the_ladders() {
+    let dir = tempfile::tempdir().expect("a temporary directory");
+    let plan = |specs: &[&str]| {
+        let mut command = Command::new(binary("edge-proxy"));
+        command.arg("--check").args(specs.iter().flat_map(|spec| ["--companion", *spec]));
+        command.args(["--pid-file", "own.pid"]).current_dir(dir.path());
+        let mut process = Process::start(command.env("SHUTDOWN_TOTAL_TIMEOUT", "60"));
+        assert_eq!(process.exit_code(PATIENCE), 0, "{}", process.stderr());
+        process.stdout()
+    };
+    let stage = |plan: &str| {
+        let line = plan.lines().find(|line| line.trim_start().starts_with("companions "));
+        line.unwrap_or_else(|| panic!("no stage in:\n{plan}")).to_owned()
+    };
+    let short = ["name=pgbouncer,pidfile=p.pid", "name=redis-server,launch=redis-server --port 0"];
+    let shown = plan(&short);
+    println!("{shown}");
+    for part in [
+        "pgbouncer INT:6s/TERM:2s/KILL:1s, group 0, plain PID file p.pid",
+        "redis-server TERM:6s/KILL:1s, group 1, launched: redis-server --port 0",
+        "own.pid",
+    ] {
+        assert!(shown.contains(part), "{part:?} is not in:\n{shown}");
+    }
+    assert!(stage(&shown).contains("16s"), "9s, then 7s: {}", stage(&shown));
+    let longer = plan(&[short[0], short[1], "name=local_proxy,pidfile=l.pid,stop=TERM:30s/KILL:1s"]);
+    assert!(stage(&longer).contains("38s"), "31s, then 7s: {}", stage(&longer));
+    assert!(listing(dir.path()).is_empty(), "it wrote something");
 }
 
 #[test]

@@ -253,7 +253,7 @@ async fn follow(entry: Arc<Entry>, launch: Launch, shutdown: ShutdownCoordinator
             continue;
         }
         let exit = process.ended().await;
-        entry.state.lock().ended = Some(exit);
+        entry.note_end(exit);
         if shutdown.is_shutting_down() {
             return;
         }

@@ -274,7 +274,7 @@ pub struct CompanionStatus {
     pub pid: Option<u32>,
     /// How often it has been started again.
     pub restarts: u64,
-    /// How it ended last.
+    /// How it ended last; it may have been started again since.
     pub last_exit: Option<String>,
 }
 
@@ -298,6 +298,8 @@ pub(super) struct State {
     pub(super) process: Option<Arc<Process>>,
     /// It has ended, like this, and is not followed any more.
     pub(super) ended: Option<Option<Exit>>,
+    /// How it, or the one before it, ended last.
+    pub(super) last_exit: Option<Exit>,
     /// It is being ended: nobody starts it again.
     pub(super) stopping: bool,
     pub(super) restarts: u64,
@@ -342,6 +344,13 @@ impl Entry {
         }
     }
 
+    /// The launched process has ended.
+    pub(super) fn note_end(&self, exit: Option<Exit>) {
+        let mut state = self.state.lock();
+        state.ended = Some(exit);
+        state.last_exit = exit;
+    }
+
     fn status(&self) -> CompanionStatus {
         let Companion { name, group, ladder, launch, .. } = &self.companion;
         let state = self.state.lock();
@@ -353,7 +362,7 @@ impl Entry {
             launched: launch.is_some(),
             pid: running.map(|process| process.id()),
             restarts: state.restarts,
-            last_exit: state.ended.flatten().map(|exit| exit.to_string()),
+            last_exit: state.last_exit.map(|exit| exit.to_string()),
         }
     }
 }

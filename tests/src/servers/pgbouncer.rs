@@ -9,7 +9,8 @@ use std::time::Duration;
 use rustix::process::Signal;
 use tempfile::TempDir;
 
-use super::{Postgres, ask, command_with, dir_of};
+use super::{Postgres, as_user, ask, dir_of};
+use crate::PATIENCE;
 use crate::process::Process;
 
 /// It refuses to be root, and PostgreSQL's socket is this user's.
@@ -38,6 +39,7 @@ pub enum Pooling {
 /// starts without it. Every user is let in, and is `postgres`.
 pub struct Pgbouncer {
     process: Process,
+    installed: Installed,
     dir: TempDir,
 }
 
@@ -91,7 +93,7 @@ impl Installed {
     /// If it does not.
     pub fn start(&self, postgres: &Postgres, pooling: Pooling, pool_size: usize) -> Pgbouncer {
         let dir = dir_of(USER);
-        let file = dir.path().join("pgbouncer.ini");
+        let file = settings(dir.path());
         let pooling = match pooling {
             Pooling::Transaction => "transaction",
             Pooling::Session => "session",
@@ -114,14 +116,21 @@ impl Installed {
             pidfile = pidfile(dir.path()).display(),
         );
         std::fs::write(&file, settings).expect("a temporary directory");
-        let process = Process::start(command(&self.program).arg(&file));
+        let process =
+            self.run(dir.path()).unwrap_or_else(|said| panic!("PgBouncer {self} did not start:\n{said}"));
+        Pgbouncer { process, installed: self.clone(), dir }
+    }
+
+    /// Starts one in this directory and waits until it takes clients; what it said if it ends instead.
+    fn run(&self, dir: &Path) -> Result<Process, String> {
+        let mut process = Process::start(as_user(USER, &self.program).arg(settings(dir)));
         if process.stderr_line_or_end(|line| line.contains(READY)).is_none() {
-            panic!("PgBouncer {self} did not start:\n{}", process.stderr_so_far());
+            process.ended(PATIENCE);
+            return Err(process.stderr());
         }
-        let pgbouncer = Pgbouncer { process, dir };
-        let written = std::fs::read_to_string(pgbouncer.pidfile()).expect("it is written before READY");
-        assert_eq!(written, format!("{}\n", pgbouncer.id()));
-        pgbouncer
+        let written = std::fs::read_to_string(pidfile(dir)).expect("it is written before READY");
+        assert_eq!(written, format!("{}\n", process.id()));
+        Ok(process)
     }
 }
 
@@ -135,6 +144,28 @@ impl Pgbouncer {
     /// Its number.
     pub fn id(&self) -> u32 {
         self.process.id()
+    }
+
+    /// Its program and its arguments: how another would start it.
+    pub fn words(&self) -> Vec<String> {
+        [self.installed.program.as_path(), &settings(self.dir.path())]
+            .map(|path| path.display().to_string())
+            .into()
+    }
+
+    /// Starts it again in the same place, once it has ended.
+    ///
+    /// # Errors
+    ///
+    /// It ends instead of taking clients: what it said.
+    ///
+    /// # Panics
+    ///
+    /// If it has not ended.
+    pub fn start_again(&mut self) -> Result<(), String> {
+        assert!(self.process.is_over(), "it still runs");
+        self.process = self.installed.run(self.dir.path())?;
+        Ok(())
     }
 
     /// Its PID file.
@@ -205,12 +236,10 @@ impl Pgbouncer {
     }
 }
 
-fn pidfile(dir: &Path) -> PathBuf {
-    dir.join("pgbouncer.pid")
+fn settings(dir: &Path) -> PathBuf {
+    dir.join("pgbouncer.ini")
 }
 
-/// A command for a program that may stand in a directory of root's alone, as a target folder in root's home does: another
-/// user's process, that files are no obstacle to.
-fn command(program: &Path) -> Command {
-    command_with(USER, &["--inh-caps=+dac_override", "--ambient-caps=+dac_override"], program)
+fn pidfile(dir: &Path) -> PathBuf {
+    dir.join("pgbouncer.pid")
 }

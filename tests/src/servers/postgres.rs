@@ -22,6 +22,7 @@ pub struct Postgres {
     port: u16,
     dir: TempDir,
     programs: PathBuf,
+    settings: Vec<String>,
 }
 
 /// A line of the server's log.
@@ -64,7 +65,8 @@ impl Postgres {
             let port = free_port();
             let process = Process::start(&mut server(&programs, dir.path(), port, settings));
             if process.stderr_line_or_end(|line| line.contains(READY)).is_some() {
-                return Self { process, port, dir, programs };
+                let settings = settings.iter().map(ToString::to_string).collect();
+                return Self { process, port, dir, programs, settings };
             }
             said = process.stderr_so_far();
         }
@@ -96,17 +98,45 @@ impl Postgres {
         self.process.id()
     }
 
+    /// Its program and its arguments: how another would start it.
+    pub fn words(&self) -> Vec<String> {
+        let mut words = vec![self.programs.join("postgres").display().to_string()];
+        words.extend(arguments(self.dir.path(), self.port, &self.settings));
+        words
+    }
+
+    /// Its PID file.
+    pub fn pidfile(&self) -> PathBuf {
+        self.dir.path().join("data/postmaster.pid")
+    }
+
+    /// Starts it again in the same place and on the same port, once it has ended.
+    ///
+    /// # Panics
+    ///
+    /// If it has not ended, or does not start.
+    pub fn start_again(&mut self) {
+        assert!(self.process.is_over(), "it still runs");
+        self.process =
+            Process::start(&mut server(&self.programs, self.dir.path(), self.port, &self.settings));
+        let ready = self.process.stderr_line_or_end(|line| line.contains(READY));
+        assert!(ready.is_some(), "PostgreSQL did not start again:\n{}", self.process.stderr_so_far());
+    }
+
+    /// Its exit code, once whoever stops it has done so. All of its log is there then.
+    ///
+    /// # Panics
+    ///
+    /// If it takes longer than `within` or a signal killed it.
+    pub fn code(&mut self, within: Duration) -> i32 {
+        let code = self.process.exit_code(within);
+        self.process.stderr();
+        code
+    }
+
     /// What it has logged by now. A statement of several lines is one.
     pub fn log(&self) -> Vec<LogLine> {
-        let mut lines: Vec<LogLine> = Vec::new();
-        for line in self.process.stderr_so_far().lines() {
-            match (LogLine::parse(line), lines.last_mut()) {
-                (Some(line), _) => lines.push(line),
-                (None, Some(last)) => last.text.extend(["\n", line.trim_start()]),
-                (None, None) => {}
-            }
-        }
-        lines
+        LogLine::all(&self.process.stderr_so_far())
     }
 
     /// Waits until it has logged a line for which `wanted` holds.
@@ -179,6 +209,19 @@ impl Drop for Postgres {
 }
 
 impl LogLine {
+    /// The lines of a server's log. A statement of several lines is one.
+    pub fn all(log: &str) -> Vec<Self> {
+        let mut lines: Vec<Self> = Vec::new();
+        for line in log.lines() {
+            match (Self::parse(line), lines.last_mut()) {
+                (Some(line), _) => lines.push(line),
+                (None, Some(last)) => last.text.extend(["\n", line.trim_start()]),
+                (None, None) => {}
+            }
+        }
+        lines
+    }
+
     /// `time pid name<tab>text`, as `log_line_prefix` of [`server`] has it.
     fn parse(line: &str) -> Option<Self> {
         let (prefix, text) = line.split_once('\t')?;
@@ -193,9 +236,16 @@ impl LogLine {
     }
 }
 
-fn server(programs: &Path, dir: &Path, port: u16, settings: &[&str]) -> std::process::Command {
+fn server(programs: &Path, dir: &Path, port: u16, settings: &[impl AsRef<str>]) -> std::process::Command {
     let mut command = command_as(USER, &programs.join("postgres"));
-    command.arg("-D").arg(dir.join("data")).arg("-k").arg(dir).args(["-p", &port.to_string()]);
+    command.args(arguments(dir, port, settings));
+    command
+}
+
+fn arguments(dir: &Path, port: u16, settings: &[impl AsRef<str>]) -> Vec<String> {
+    let (data, socket_dir) = (dir.join("data").display().to_string(), dir.display().to_string());
+    let mut arguments: Vec<String> =
+        ["-D", &data, "-k", &socket_dir, "-p", &port.to_string()].map(Into::into).into();
     let ours = [
         "listen_addresses=127.0.0.1",
         "fsync=off",
@@ -207,10 +257,10 @@ fn server(programs: &Path, dir: &Path, port: u16, settings: &[&str]) -> std::pro
         "log_line_prefix=%n %p %a\t",
         "log_timezone=UTC",
     ];
-    for setting in ours.iter().chain(settings) {
-        command.args(["-c", setting]);
+    for setting in ours.into_iter().chain(settings.iter().map(AsRef::as_ref)) {
+        arguments.extend(["-c".to_owned(), setting.to_owned()]);
     }
-    command
+    arguments
 }
 
 /// The newest of Debian's. They are not in the path; what is there may be a wrapper that looks for clusters.

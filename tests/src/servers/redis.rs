@@ -11,6 +11,7 @@ use crate::PATIENCE;
 use crate::process::Process;
 
 const USER: &str = "redis";
+const PROGRAM: &str = "/usr/bin/redis-server";
 const READY: &str = "Ready to accept connections";
 const TERM: Duration = Duration::from_secs(5);
 
@@ -52,22 +53,47 @@ impl Redis {
 
     fn try_start(port: u16) -> Option<Self> {
         let dir = dir_of(USER);
-        let mut command = command_as(USER, Path::new("/usr/bin/redis-server"));
-        command.args([
-            "--port",
-            &port.to_string(),
-            "--bind",
-            "127.0.0.1",
-            "--save",
-            "",
-            "--appendonly",
-            "no",
-        ]);
-        command.args(["--loglevel", "verbose"]);
-        command.arg("--dir").arg(dir.path()).arg("--unixsocket").arg(socket(dir.path()));
-        let process = Process::start(&mut command);
-        process.stdout_line_or_end(|line| line.contains(READY))?;
+        let process = Self::run(port, dir.path())?;
         Some(Self { process, port, dir })
+    }
+
+    fn run(port: u16, dir: &Path) -> Option<Process> {
+        let process = Process::start(command_as(USER, Path::new(PROGRAM)).args(arguments(port, dir)));
+        process.stdout_line_or_end(|line| line.contains(READY))?;
+        Some(process)
+    }
+
+    /// Starts it again in the same place and on the same port, once it has ended.
+    ///
+    /// # Panics
+    ///
+    /// If it has not ended, or does not start.
+    pub fn start_again(&mut self) {
+        assert!(self.process.is_over(), "it still runs");
+        let port = self.port;
+        self.process = Self::run(port, self.dir.path())
+            .unwrap_or_else(|| panic!("Redis does not start again on port {port}: is it taken?"));
+    }
+
+    /// How another would start one on this port, in a directory of its own: its program and its arguments.
+    pub fn words(&self, dir: &Path) -> Vec<String> {
+        let mut words = vec![PROGRAM.to_owned()];
+        words.extend(arguments(self.port, dir));
+        words
+    }
+
+    /// Its PID file.
+    pub fn pidfile(&self) -> PathBuf {
+        pidfile(self.dir.path())
+    }
+
+    /// Its exit code, once whoever stops it has done so.
+    ///
+    /// # Panics
+    ///
+    /// If it takes longer than `within` or a signal killed it.
+    pub fn code(&mut self, within: Duration) -> i32 {
+        self.process.exit_code(within)
     }
 
     /// `redis://127.0.0.1:port/`
@@ -160,6 +186,27 @@ impl Drop for Redis {
         self.process.signal(Signal::TERM);
         self.process.over_or_killed(TERM);
     }
+}
+
+fn arguments(port: u16, dir: &Path) -> Vec<String> {
+    let path = |path: &Path| path.display().to_string();
+    let (port, dir, socket, pidfile) = (port.to_string(), path(dir), path(&socket(dir)), path(&pidfile(dir)));
+    let arguments = [
+        ("--port", &*port),
+        ("--bind", "127.0.0.1"),
+        ("--save", ""),
+        ("--appendonly", "no"),
+        ("--loglevel", "verbose"),
+        ("--dir", &dir),
+        ("--unixsocket", &socket),
+        ("--pidfile", &pidfile),
+    ];
+    arguments.into_iter().flat_map(|(name, value)| [name.to_owned(), value.to_owned()]).collect()
+}
+
+/// The PID file of one in this directory.
+fn pidfile(dir: &Path) -> PathBuf {
+    dir.join("redis.pid")
 }
 
 fn socket(dir: &Path) -> PathBuf {

@@ -602,7 +602,10 @@ async fn what_cannot_be_launched_is_named_and_nothing_is_left_behind() {
     let error = companions.launch(shutdown).unwrap_err();
     assert_eq!(
         shutdown_core::sentence(&error),
-        "the companion ghost cannot be started: No such file or directory (os error 2)"
+        format!(
+            "the companion ghost cannot be started: the program {:?}: No such file or directory (os error 2)",
+            lab.at("ghost")
+        )
     );
     assert!(!is_running(&["sleep", "303"]));
     finish(shutdown).await;

@@ -32,7 +32,7 @@ use axum_service::resources::OpenError;
 use axum_service::stderr::Stderr;
 use pingora_core::server::configuration::ServerConf;
 use shutdown_core::breaker::Breakers;
-use shutdown_core::companions::{ClaimError, ClaimedPidFile, LaunchError, PidFile};
+use shutdown_core::companions::{ClaimError, ClaimedPidFile, Companions, LaunchError, PidFile};
 use shutdown_core::peers::Id;
 use shutdown_core::state::{StateError, StateStore};
 use shutdown_core::systemd::Systemd;
@@ -132,32 +132,21 @@ fn run(signals: Signals) -> Result<ExitCode, Failure> {
     }
 
     // Before the database, which may be one of them.
-    companions.launch(shutdown).map_err(|error| not_launched(&error))?;
-    let ready = async {
-        tokio::select! {
-            late = companions.ready(COMPANIONS_READY) => late,
-            () = shutdown.until(Phase::LameDuck) => Vec::new(),
-        }
-    };
-    for companion in runtime.block_on(ready) {
-        tracing::warn!(
-            companion,
-            "a launched companion has not written its PID file yet: going on without waiting"
-        );
-    }
-    for (companion, problem) in runtime.block_on(companions.warnings()) {
-        tracing::warn!(companion, "a companion that could not be ended as things are: {problem}");
-    }
+    launch(&runtime, shutdown, companions)?;
 
     let all = match settings.upstreams.clone() {
         given if !given.is_empty() => given,
-        _ => runtime.block_on(demo::start()).map_err(|error| Failure::start("no demo", error))?,
+        _ => runtime
+            .block_on(demo::start())
+            .map_err(|error| stopped(shutdown, companions, Failure::start("no demo", error)))?,
     };
     let targets = Arc::new(Targets::new(all, breakers.clone(), settings.when_all_open));
     let opening = resources.open(&settings, shutdown);
     let opened = match runtime.block_on(opening) {
         Ok(Some(opened)) => opened,
-        Err(error) if !shutdown.is_shutting_down() => return Err(not_opened(&error)),
+        Err(error) if !shutdown.is_shutting_down() => {
+            return Err(stopped(shutdown, companions, not_opened(&error)));
+        }
         // A stop that has begun while it was opened.
         Ok(None) => shutdown.wait().exit(),
         Err(error) => {
@@ -167,7 +156,8 @@ fn run(signals: Signals) -> Result<ExitCode, Failure> {
     };
     peers.route(&targets);
     let shown = Shown { targets: &targets, breakers: breakers.as_ref(), opened: &opened, peers: &peers };
-    serve_admin(admin, &settings, shutdown, &shown, &node_id)?;
+    serve_admin(admin, &settings, shutdown, &shown, &node_id)
+        .map_err(|failure| stopped(shutdown, companions, failure))?;
     serve_traffic(&runtime, traffic, shutdown, Edge::new(Arc::clone(&targets), opened, Id::of(&node_id)));
     let entered = runtime.enter();
     resources.announce(at);
@@ -245,6 +235,38 @@ fn own_pid_file(path: PathBuf) -> Result<ClaimedPidFile, Failure> {
         };
         Failure::Start(format!("{}: {fix}", sentence(&error)))
     })
+}
+
+/// Starts the companions that are to be launched, waits a while for them, and says what could not be ended as things are.
+fn launch(runtime: &Runtime, shutdown: ShutdownCoordinator, companions: &Companions) -> Result<(), Failure> {
+    companions.launch(shutdown).map_err(|error| not_launched(&error))?;
+    let ready = async {
+        tokio::select! {
+            late = companions.ready(COMPANIONS_READY) => late,
+            () = shutdown.until(Phase::LameDuck) => Vec::new(),
+        }
+    };
+    for companion in runtime.block_on(ready) {
+        tracing::warn!(
+            companion,
+            "a launched companion is not ready: its PID file names no process that is called so; going on without waiting"
+        );
+    }
+    for (companion, problem) in runtime.block_on(companions.warnings()) {
+        tracing::warn!(companion, "a companion that could not be ended as things are: {problem}");
+    }
+    Ok(())
+}
+
+/// What has been launched is ended as in every stop, when the start fails after it: a database is not killed because another one
+/// cannot be reached.
+fn stopped(shutdown: ShutdownCoordinator, companions: &Companions, failure: Failure) -> Failure {
+    if companions.status().iter().any(|companion| companion.launched) {
+        let (task, error) = ("start".to_owned(), failure.to_string());
+        shutdown.initiate_shutdown(Reason::CriticalTask { task, error });
+        shutdown.wait();
+    }
+    failure
 }
 
 fn not_launched(error: &LaunchError) -> Failure {

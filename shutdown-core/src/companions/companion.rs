@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-use crate::companions::ladder::Ladder;
+use crate::companions::ladder::{Ladder, StopSignal};
 use crate::companions::pid_file::PidFile;
 use crate::companions::process::Exit;
 
@@ -98,6 +98,11 @@ impl Launch {
     #[must_use]
     pub fn on_exit(self, on_exit: OnExit) -> Self {
         Self { on_exit, ..self }
+    }
+
+    /// What an end of it means.
+    pub fn when_it_exits(&self) -> OnExit {
+        self.on_exit
     }
 }
 
@@ -314,7 +319,9 @@ impl fmt::Display for NotEnded {
         match &self.0 {
             Ending::Refused(why) => write!(f, "refused, no signal was sent: {why}"),
             Ending::TimedOut { pid, signal } => {
-                write!(f, "process {pid} still runs, after every signal up to number {signal}")
+                let name = StopSignal::of_number(*signal)
+                    .map_or_else(|| signal.to_string(), |name| format!("SIG{name}"));
+                write!(f, "process {pid} still runs, after every signal up to {name}")
             }
             well => f.write_str(well.as_str()),
         }

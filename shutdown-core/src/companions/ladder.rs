@@ -53,6 +53,10 @@ impl StopSignal {
         self.signal().as_raw()
     }
 
+    pub(super) fn of_number(number: i32) -> Option<Self> {
+        Self::ALL.into_iter().find(|signal| signal.number() == number)
+    }
+
     pub(super) const fn signal(self) -> Signal {
         match self {
             Self::Hup => Signal::HUP,

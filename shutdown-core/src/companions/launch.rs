@@ -45,7 +45,7 @@ impl Companions {
     ///
     /// Each has a process group of its own: Ctrl-C in a terminal reaches the service alone, which then ends them in order; and
     /// what is left of the group when its first process has ended is killed. Its standard input is empty, its output goes where
-    /// the service's goes.
+    /// the service's goes; it has the service's environment, but for what systemd tells the service alone, and its working directory.
     ///
     /// Stage Companions ends them; when it is skipped (urgency Immediate) or cut off, they are killed, with their groups. Should this
     /// process end without it – SIGKILL, a third signal, a crash – Linux kills the first process of each (`PR_SET_PDEATHSIG`), without a
@@ -69,6 +69,9 @@ impl Companions {
         // Relaxed: the flag guards only itself.
         if self.launched.swap(true, Ordering::Relaxed) {
             return Err(LaunchError::Twice);
+        }
+        for (entry, _) in &launched {
+            let _ = entry.launched_by.set(shutdown);
         }
         let (send, started) = mpsc::channel();
         let failed = |source| LaunchError::Thread { source };
@@ -164,7 +167,10 @@ fn start(entry: &Entry, launch: &Launch, shutdown: ShutdownCoordinator) -> Resul
     if entry.state.lock().stopping {
         return Ok(());
     }
-    let failed = |source| LaunchError::Io { name: companion.name.clone(), doing: "be started", source };
+    let failed = |source| {
+        let (name, program) = (companion.name.clone(), launch.command[0].clone());
+        LaunchError::Program { name, program, source }
+    };
     let process = spawn(launch).map_err(failed)?;
     let pid = process.id();
     let mut state = entry.state.lock();
@@ -257,7 +263,10 @@ async fn follow(entry: Arc<Entry>, launch: Launch, shutdown: ShutdownCoordinator
         if shutdown.is_shutting_down() {
             return;
         }
-        let how = exit.map_or_else(|| "ended".to_owned(), |exit| exit.to_string());
+        let mut how = exit.map_or_else(|| "ended".to_owned(), |exit| exit.to_string());
+        if exit == Some(Exit::Code(0)) && entry.companion.pid_file.is_none() {
+            how += " (has it put itself into the background? then start it in the foreground, or say where its PID file is)";
+        }
         if launch.on_exit == OnExit::Fatal {
             let task = format!("companion {name}");
             shutdown.initiate_shutdown(Reason::CriticalTask { task, error: how });
@@ -335,7 +344,16 @@ async fn forked_away(entry: &Entry) -> Option<Process> {
 #[derive(Debug)]
 #[non_exhaustive]
 pub enum LaunchError {
-    /// It cannot be started: its command is wrong, or its place cannot be used.
+    /// Its program cannot be started: the command is wrong, or the system has no room for it.
+    Program {
+        /// Its name.
+        name: String,
+        /// The program.
+        program: String,
+        /// What the system said.
+        source: io::Error,
+    },
+    /// The place of its PID file cannot be used.
     Io {
         /// Its name.
         name: String,
@@ -372,6 +390,9 @@ pub enum LaunchError {
 impl fmt::Display for LaunchError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
+            Self::Program { name, program, .. } => {
+                write!(f, "the companion {name} cannot be started: the program {program:?}")
+            }
             Self::Io { name, doing, .. } => write!(f, "the companion {name} cannot {doing}"),
             Self::Running { name, pid } => {
                 write!(f, "the companion {name} runs already, as process {pid}: end that one first")
@@ -391,7 +412,7 @@ impl std::error::Error for LaunchError {
     fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
         match self {
             Self::Running { .. } | Self::MaybeRunning { .. } | Self::Twice => None,
-            Self::Io { source, .. } | Self::Thread { source } => Some(source),
+            Self::Program { source, .. } | Self::Io { source, .. } | Self::Thread { source } => Some(source),
         }
     }
 }

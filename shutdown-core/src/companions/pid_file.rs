@@ -167,13 +167,18 @@ impl PidFile {
     ///
     /// # Errors
     ///
-    /// Another process has it, or the place cannot be used.
+    /// Another process has it, it holds something else than a number, or the place cannot be used.
     pub fn claim(path: impl Into<PathBuf>) -> Result<ClaimedPidFile, ClaimError> {
         let path = path.into();
         let file = make_directory(&path)
             .map_err(|source| LockError::Io { doing: "made", source })
             .and_then(|()| files::lock(&path, 0o644))
             .and_then(|file| {
+                if !is_number_or_empty(&file) {
+                    let source =
+                        io::Error::other("it holds something else than a number, so it is no PID file");
+                    return Err(LockError::Io { doing: "claimed", source });
+                }
                 // Else it would be locked over another's number.
                 files::write_number(&file).map_err(|source| LockError::Io { doing: "written", source })?;
                 Ok(file)
@@ -292,6 +297,14 @@ fn is_locked(file: &File) -> io::Result<bool> {
         Err(Errno::WOULDBLOCK) => Ok(true),
         Err(error) => Err(error.into()),
     }
+}
+
+/// Whether it could be a PID file: whatever else somebody has written down must not be lost.
+fn is_number_or_empty(file: &File) -> bool {
+    let mut bytes = Vec::new();
+    let read = file.take(MOST_BYTES).read_to_end(&mut bytes);
+    let is_number = |byte: &u8| byte.is_ascii_digit() || byte.is_ascii_whitespace();
+    read.is_ok() && bytes.iter().all(is_number)
 }
 
 fn directory(path: &Path) -> &Path {
@@ -440,7 +453,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("own.pid");
         let held = PidFile::claim(&path).unwrap();
-        std::fs::write(&path, b"4711\n and more").unwrap();
+        std::fs::write(&path, b"4711\n 12").unwrap();
         let before = (std::fs::read(&path).unwrap(), path.metadata().unwrap().modified().unwrap());
         let error = PidFile::claim(&path).unwrap_err();
         assert!(matches!(error, ClaimError::Held { .. }), "{error}");
@@ -448,6 +461,16 @@ mod tests {
         drop(held);
         drop(PidFile::claim(&path).unwrap());
         assert_eq!(std::fs::read_to_string(&path).unwrap(), format!("{}\n", std::process::id()));
+    }
+
+    #[test]
+    fn what_is_no_pid_file_is_not_overwritten_by_a_claim() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("notes.txt");
+        std::fs::write(&path, "keep me").unwrap();
+        let error = PidFile::claim(&path).unwrap_err();
+        assert!(crate::error::sentence(&error).contains("no PID file"), "{error}");
+        assert_eq!(std::fs::read_to_string(&path).unwrap(), "keep me");
     }
 
     #[test]

@@ -3,8 +3,8 @@
 use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::pin::pin;
-use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use parking_lot::Mutex;
@@ -17,6 +17,7 @@ use super::find::{NotFound, find};
 use super::process::{Exit, Process};
 use super::stop::{Clock, Stopping};
 use crate::config::display_duration;
+use crate::coordinator::ShutdownCoordinator;
 use crate::error::BoxError;
 use crate::plan::Need;
 use crate::report::TaskNote;
@@ -193,8 +194,15 @@ struct UnlessEnded(Arc<Entry>);
 
 impl Drop for UnlessEnded {
     fn drop(&mut self) {
-        if self.0.ending.get().is_none() {
-            self.0.kill();
+        let Self(entry) = self;
+        if entry.ending.get().is_none()
+            && let Some(pid) = entry.kill()
+            && let Some(shutdown) = entry.launched_by.get()
+        {
+            let companion = entry.companion.name.clone();
+            shutdown.log(move || {
+                tracing::warn!(target: "shutdown", companion, pid, "killed: there was no time to end it");
+            });
         }
     }
 }
@@ -286,6 +294,8 @@ pub(super) struct Entry {
     pub(super) state: Mutex<State>,
     /// Held over a start, which forks and executes: nobody reaps, and nobody ends it, in between. Before `state`.
     pub(super) starting: Mutex<()>,
+    /// Whose log it is, of a launched one.
+    pub(super) launched_by: OnceLock<ShutdownCoordinator>,
     ending: OnceCell<Ending>,
     /// The numbers of all companions that have been signalled.
     taken: Arc<Mutex<Vec<u32>>>,
@@ -308,20 +318,20 @@ pub(super) struct State {
 impl Entry {
     fn new(companion: Companion, taken: Arc<Mutex<Vec<u32>>>) -> Self {
         let (state, starting) = (Mutex::default(), Mutex::default());
-        Self { companion, state, starting, ending: OnceCell::new(), taken }
+        let (launched_by, ending) = (OnceLock::new(), OnceCell::new());
+        Self { companion, state, starting, launched_by, ending, taken }
     }
 
     fn unless_ended(this: &Arc<Self>) -> UnlessEnded {
         UnlessEnded(Arc::clone(this))
     }
 
-    /// Kills it, if it was launched, and sees to it that it is not started again.
-    pub(super) fn kill(&self) {
-        if self.companion.launch.is_some()
-            && let Ok(process) = self.last_process()
-        {
-            process.kill();
-        }
+    /// Kills it, if it was launched and runs, and sees to it that it is not started again. Its number.
+    pub(super) fn kill(&self) -> Option<u32> {
+        self.companion.launch.as_ref()?;
+        let process = self.last_process().ok()?;
+        process.kill();
+        Some(process.id())
     }
 
     /// Whether nobody else among the companions is this process.

@@ -3,8 +3,8 @@
 //! It is never removed. Whoever waits for a lock file that is removed gets it beside the next one: the old trap of PID files.
 
 use std::fs::{File, OpenOptions};
-use std::io::{self, Read, Write};
-use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
+use std::io::{self, Read};
+use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt};
 use std::path::Path;
 use std::time::Duration;
 
@@ -68,9 +68,9 @@ fn exclusively(file: &File) -> rustix::io::Result<()> {
 }
 
 /// Writes this process's number into a file that it has locked.
-pub(crate) fn write_number(mut file: &File) -> io::Result<()> {
+pub(crate) fn write_number(file: &File) -> io::Result<()> {
     file.set_len(0)?;
-    writeln!(file, "{}", std::process::id())
+    file.write_all_at(format!("{}\n", std::process::id()).as_bytes(), 0)
 }
 
 /// Who has the lock, as far as it has written that down.

@@ -13,6 +13,7 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
+use std::path::Path;
 
 use shutdown_core::companions::{Companion, Companions, Ladder, Launch, OnExit, PidFile, PidFileKind};
 
@@ -59,12 +60,22 @@ impl CompanionSettings {
 
 impl Sources<'_> {
     pub(super) fn companions(&self) -> Result<CompanionSettings, String> {
-        let specs: Vec<Spec> = self.all("companion")?.iter().map(Spec::parse).collect::<Result<_, _>>()?;
+        let given = self.all("companion")?;
+        // Nothing between two separators is no companion: so an empty variable says that there is none.
+        let given = given.iter().filter(|value| !value.text.trim().is_empty());
+        let specs: Vec<Spec> = given.map(Spec::parse).collect::<Result<_, _>>()?;
         for (place, spec) in specs.iter().enumerate() {
             let same = specs[..place].iter().find(|other| spec.file.is_some() && spec.file == other.file);
             if let (Some(_), Some(file)) = (same, &spec.file) {
                 return Err(format!("--companion: the PID file {} is given twice", file.path().display()));
             }
+        }
+        if let Some(own) = self.one("pid-file")?
+            && specs
+                .iter()
+                .any(|spec| spec.file.as_ref().is_some_and(|file| file.path() == Path::new(&own.text)))
+        {
+            return Err(format!("{own} is a companion's PID file: give this process's own another path"));
         }
         let shown = specs.iter().map(ToString::to_string).collect();
         Ok(CompanionSettings { all: Companions::new(specs.into_iter().map(Spec::companion)), shown })
@@ -183,7 +194,9 @@ impl fmt::Display for Spec {
             f.write_str(", found by name")?;
         }
         match &self.launch {
-            Some((command, _)) => write!(f, ", launched: {command}"),
+            Some((command, launch)) => {
+                write!(f, ", on exit {}, launched: {command}", launch.when_it_exits().as_str())
+            }
             None => Ok(()),
         }
     }
@@ -192,9 +205,14 @@ impl fmt::Display for Spec {
 /// The parts of a text between separators that stand in no quotes.
 pub(super) fn parts(text: &str, separator: char) -> Vec<&str> {
     let mut parts = Vec::new();
-    let (mut start, mut quote) = (0, None);
+    let (mut start, mut quote, mut escaped) = (0, None, false);
     for (at, c) in text.char_indices() {
+        if std::mem::take(&mut escaped) {
+            continue;
+        }
         match quote {
+            // As a shell reads it: not in single quotes.
+            None | Some('"') if c == '\\' => escaped = true,
             None if c == separator => {
                 parts.push(text[start..at].trim());
                 start = at + c.len_utf8();
@@ -250,8 +268,12 @@ mod tests {
                 "pgbouncer INT:20s/TERM:5s/KILL:2s, group 2, locked PID file /a,b/p q.pid, found by name",
             ),
             (
+                r#"name=sh,launch=sh -c "echo \"a, b\"" x\,y"#,
+                r#"sh TERM:7s/KILL:1s, group 0, on exit restart, launched: sh -c "echo \"a, b\"" x\,y"#,
+            ),
+            (
                 "name=sh,launch=sh -c 'exec sleep 1, 2; x=\"y\"',stop=TERM:1s,on-exit=fatal",
-                "sh TERM:1s, group 0, launched: sh -c 'exec sleep 1, 2; x=\"y\"'",
+                "sh TERM:1s, group 0, on exit fatal, launched: sh -c 'exec sleep 1, 2; x=\"y\"'",
             ),
         ] {
             assert_eq!(spec(text).unwrap().to_string(), shown);
@@ -261,7 +283,7 @@ mod tests {
     #[test]
     fn a_mistake_is_one_sentence_that_names_the_part_and_the_fix() {
         for (text, expected) in [
-            ("", "\"\" is no part of a companion: the parts are name=, pidfile="),
+            ("name=a,,find=name", "\"\" is no part of a companion: the parts are name=, pidfile="),
             ("pgbouncer", "\"pgbouncer\" is no part"),
             ("name=", "name= is empty"),
             ("name=a", "give pidfile=PATH, launch=COMMAND or find=name"),

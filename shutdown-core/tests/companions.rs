@@ -530,6 +530,8 @@ async fn a_launched_companion_is_ended_and_its_exit_code_and_group_with_it() {
         .write_script("server", "sleep 301 & echo $! > $1/helper; trap 'exit 7' TERM; echo $$ > $1/up; wait");
     let launch = Launch::new([program.to_str().unwrap(), lab.dir.path().to_str().unwrap()]);
     let companions = Companions::new([Companion::launched("server", launch)]);
+    // A plan that is only looked at changes nothing.
+    drop(ShutdownCoordinator::builder().companions(&companions));
     let shutdown = service(&companions, |_| ());
     companions.launch(shutdown).unwrap();
     let server: u32 = lab.read("up", 1).await[0].parse().unwrap();

@@ -281,7 +281,7 @@ fn check_shows_the_companions_and_the_time_of_their_stage_follows_the_ladders() 
     println!("{shown}");
     for part in [
         "pgbouncer INT:6s/TERM:2s/KILL:1s, group 0, plain PID file p.pid",
-        "redis-server TERM:6s/KILL:1s, group 1, launched: redis-server --port 0",
+        "redis-server TERM:6s/KILL:1s, group 1, on exit restart, launched: redis-server --port 0",
         "own.pid",
     ] {
         assert!(shown.contains(part), "{part:?} is not in:\n{shown}");

@@ -136,10 +136,13 @@ fn traced(inject: Option<&str>, user: Option<&str>, spec: &str) -> (i32, Value, 
     (code, read_report(&dir.path().join("data")), calls)
 }
 
-/// Those that are no look at the process, which is held at the start as well, to be able to warn.
+/// Those that are no look at the process, which is held at the start as well, to be able to warn; nor the question whether it might
+/// be signalled, which is signal 0.
 fn signals(calls: &[String]) -> Vec<&str> {
-    let (looks, signals): (Vec<&str>, _) =
-        calls.iter().map(|call| &**call).partition(|call| call.starts_with("pidfd_open("));
+    let is_question = |call: &str| call.split(')').next().is_some_and(|args| args.ends_with(", 0"));
+    let (looks, signals): (Vec<&str>, _) = calls.iter().map(|call| &**call).partition(|call| {
+        call.starts_with("pidfd_open(") || (call.starts_with("kill(") && is_question(call))
+    });
     assert!(!looks.is_empty(), "it was not even looked at: {calls:?}");
     signals
 }

@@ -195,9 +195,10 @@ struct UnlessEnded(Arc<Entry>);
 impl Drop for UnlessEnded {
     fn drop(&mut self) {
         let Self(entry) = self;
+        // A plan that is only looked at is dropped before anything is launched.
+        let Some(shutdown) = entry.launched_by.get() else { return };
         if entry.ending.get().is_none()
             && let Some(pid) = entry.kill()
-            && let Some(shutdown) = entry.launched_by.get()
         {
             let companion = entry.companion.name.clone();
             shutdown.log(move || {

@@ -425,6 +425,25 @@ fn when_it_is_killed_what_it_has_launched_is_gone_within_a_second_and_who_was_th
 }
 
 #[test]
+fn a_start_that_fails_ends_what_it_has_launched_as_every_stop_does() {
+    let lab = Lab::new();
+    let script = "trap 'echo TERM >> \"$1/signals\"; exit 0' TERM; echo $$ > \"$1/launched.pid\"; while :; do sleep 300 & wait; done";
+    let program = lab.script("launched", script);
+    let (place, dir) = (lab.path().display(), tempfile::tempdir().expect("a temporary directory"));
+    // Waited for by its PID file, and only then the database is asked for, which nobody has.
+    let spec = format!("name=launched,pidfile={place}/launched.pid,launch={} {place}", program.display());
+    let mut command = EdgeProxy::command(dir.path());
+    command.args(companion(&spec)).args(["--database", "postgres://nobody@127.0.0.1:1/none"]);
+    let mut process = Process::start(&mut command);
+    assert_eq!(process.exit_code(PATIENCE), 1, "{}", process.stderr());
+    assert_eq!(lab.lines("signals"), ["TERM"]);
+    let launched = lab.lines("launched.pid")[0].parse().expect("its number");
+    gone(launched, Duration::from_secs(1));
+    let report = read_report(&dir.path().join("data"));
+    assert_eq!(told(&report, "launched")["note"]["outcome"], "exited", "{report:#}");
+}
+
+#[test]
 fn an_immediate_end_leaves_who_was_there_alone_and_nothing_that_it_has_launched() {
     let mut both = Both::new("exit 0", "TERM:5s");
     let mut proxy = EdgeProxy::with_flags(&both.flags);

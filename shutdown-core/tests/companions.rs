@@ -380,11 +380,9 @@ async fn by_name_the_only_one_is_ended_and_several_are_refused() {
 async fn by_name_the_first_process_of_a_program_of_several_is_it() {
     let lab = Lab::new();
     let name = format!("tree-{}", std::process::id() % 100_000);
-    let mut parent = lab.script(
-        &name,
-        "bash -c 'exec -a x \"$0\" child' \"$0\" & [ \"$1\" = child ] && exec sleep 300; \
-         $0 child & echo up > $1/ready; trap 'kill $!; exit 0' TERM; wait",
-    );
+    let script = "if [ \"$1\" = child ]; then while :; do sleep 300 & wait; done; fi; \
+                  $0 child & echo up > $1/ready; trap 'kill $!; exit 0' TERM; wait";
+    let mut parent = lab.script(&name, script);
     lab.read("ready", 1).await;
     let (task, note) = end(Companion::named(&name)).await;
     assert_eq!(note.outcome, "exited", "{task:?}");
@@ -708,6 +706,7 @@ async fn a_companion_behind_a_script_is_the_one_that_its_pid_file_names() {
     let (task, _) = one(&report);
     assert_eq!(task.outcome, Outcome::Ok, "{report:?}");
     assert_eq!(lab.read("ends", 2).await, ["server", "start-server"]);
+    assert!(!lab.at("server.pid").exists());
     gone(server).await;
     gone(script).await;
 }
@@ -834,4 +833,22 @@ fn a_runtime_that_goes_away_is_not_the_companions_end() {
         drop(runtime);
         assert!(running.is_alive() && lab.at("pid").exists());
     }
+}
+
+#[tokio::test]
+async fn the_pid_file_that_a_killed_launched_companion_leaves_is_removed() {
+    let lab = Lab::new();
+    let program =
+        lab.write_script("server", "trap '' TERM; echo $$ > $1/server.pid; while :; do sleep 0.05; done");
+    let launch = Launch::new([program.to_str().unwrap(), lab.dir.path().to_str().unwrap()]);
+    let file = PidFile::new(lab.at("server.pid"), PidFileKind::Plain);
+    let companion = Companion::launched("server", launch).pid_file(file);
+    let companions = Companions::new([companion.ladder("TERM:100ms/KILL:5s".parse().unwrap())]);
+    let shutdown = service(&companions, |_| ());
+    companions.launch(shutdown).unwrap();
+    assert!(companions.ready(LONG).await.is_empty());
+    let report = finish(shutdown).await;
+    let (task, note) = one(&report);
+    assert_eq!((&*note.outcome, note.numbers["ended_by"]), ("escalated", 9.0), "{task:?}");
+    assert!(!lab.at("server.pid").exists());
 }

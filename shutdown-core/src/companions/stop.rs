@@ -9,6 +9,7 @@ use tokio_util::sync::CancellationToken;
 use super::companion::{Ending, NotRunning, Refusal};
 use super::find::{Found, NotFound, by_file, find};
 use super::ladder::{StopSignal, share};
+use super::pid_file::{PidFile, Reading};
 use super::process::{Exit, Process};
 use super::set::Entry;
 use crate::plan::STAGE_RESERVE;
@@ -71,7 +72,7 @@ impl Stopping<'_> {
             return self.end_launched().await;
         }
         match find(companion).await {
-            Ok(found) => self.end_found(found).await,
+            Ok(found) => self.end(&found.process, found.named_by).await,
             Err(NotFound::NotRunning(why)) => Ending::NotRunning(why),
             Err(NotFound::Refused(why)) => Ending::Refused(why),
         }
@@ -83,15 +84,21 @@ impl Stopping<'_> {
         // From here on nobody starts it again.
         let launched = self.entry.last_process();
         let number = launched.as_ref().ok().map(|process| process.id());
+        let mut named_by = None;
         let behind = match self.of_pid_file(launched.is_err()).await {
-            Ok(Some(found)) if Some(found.process.id()) != number => Some(self.end_found(found).await),
-            Ok(_) => None,
+            Ok(Some(found)) if Some(found.process.id()) != number => {
+                Some(self.end(&found.process, found.named_by).await)
+            }
+            Ok(found) => {
+                named_by = found.and_then(|found| found.named_by);
+                None
+            }
             // It may be the process that was launched: that is known to be ours.
             Err(_) if number.is_some() => None,
             Err(why) => return Ending::Refused(why),
         };
         let first = match launched {
-            Ok(process) => self.climb(&process).await,
+            Ok(process) => self.end(&process, named_by).await,
             Err(why) => Ending::NotRunning(why),
         };
         let ended = match behind {
@@ -103,7 +110,7 @@ impl Stopping<'_> {
         }
         match self.of_pid_file(false).await {
             Ok(None) => ended,
-            Ok(Some(found)) => self.end_found(found).await,
+            Ok(Some(found)) => self.end(&found.process, found.named_by).await,
             Err(why) => Ending::Refused(why),
         }
     }
@@ -122,12 +129,13 @@ impl Stopping<'_> {
         }
     }
 
-    async fn end_found(&mut self, found: Found) -> Ending {
-        let ending = self.climb(&found.process).await;
+    /// Ends a process, and removes the PID file by which it was named.
+    async fn end(&mut self, process: &Process, named_by: Option<(PidFile, Reading)>) -> Ending {
+        let ending = self.climb(process).await;
         // Killed, it could not remove it, and the next one may refuse to start beside it.
-        if let Some((file, reading)) = found.named_by
+        if let Some((file, reading)) = named_by
             && matches!(ending, Ending::Exited { .. } | Ending::Escalated { .. })
-            && found.process.is_over()
+            && process.is_over()
         {
             let removed = file.remove_stale(&reading);
             let (companion, path) = (self.entry.companion.name.clone(), file.path().display().to_string());

@@ -427,7 +427,7 @@ fn when_it_is_killed_what_it_has_launched_is_gone_within_a_second_and_who_was_th
 #[test]
 fn a_start_that_fails_ends_what_it_has_launched_as_every_stop_does() {
     let lab = Lab::new();
-    let script = "trap 'echo TERM >> \"$1/signals\"; exit 0' TERM; echo $$ > \"$1/launched.pid\"; while :; do sleep 300 & wait; done";
+    let script = "trap 'echo TERM >> \"$1/signals\"; exit 0' TERM; echo $$ > \"$1/number\"; echo $$ > \"$1/launched.pid\"; while :; do sleep 300 & wait; done";
     let program = lab.script("launched", script);
     let (place, dir) = (lab.path().display(), tempfile::tempdir().expect("a temporary directory"));
     // Waited for by its PID file, and only then the database is asked for, which nobody has.
@@ -437,7 +437,7 @@ fn a_start_that_fails_ends_what_it_has_launched_as_every_stop_does() {
     let mut process = Process::start(&mut command);
     assert_eq!(process.exit_code(PATIENCE), 1, "{}", process.stderr());
     assert_eq!(lab.lines("signals"), ["TERM"]);
-    let launched = lab.lines("launched.pid")[0].parse().expect("its number");
+    let launched = lab.lines("number")[0].parse().expect("its number");
     gone(launched, Duration::from_secs(1));
     let report = read_report(&dir.path().join("data"));
     assert_eq!(told(&report, "launched")["note"]["outcome"], "exited", "{report:#}");

@@ -1,0 +1,3 @@
+//! Edits a PgBouncer's files, and drains and stops it.
+
+fn main() {}

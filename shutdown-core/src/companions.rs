@@ -39,13 +39,14 @@
 //! launched companions are ended; the others are refused.
 //!
 //! Parts: `pid_file` (what is in a file), `identity` (who a process is), `process` (holding one), `find`, `ladder`, `stop` (the story
-//! of ending one), `set` (order, stage tasks), `launch` and `spawn` (starting).
+//! of ending one), `one` (without a shutdown), `set` (order, stage tasks), `launch` and `spawn` (starting).
 
 mod companion;
 mod find;
 mod identity;
 mod ladder;
 mod launch;
+mod one;
 mod pid_file;
 mod process;
 mod set;

@@ -317,7 +317,7 @@ pub(super) struct State {
 }
 
 impl Entry {
-    fn new(companion: Companion, taken: Arc<Mutex<Vec<u32>>>) -> Self {
+    pub(super) fn new(companion: Companion, taken: Arc<Mutex<Vec<u32>>>) -> Self {
         let (state, starting) = (Mutex::default(), Mutex::default());
         let (launched_by, ending) = (OnceLock::new(), OnceCell::new());
         Self { companion, state, starting, launched_by, ending, taken }

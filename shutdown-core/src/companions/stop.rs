@@ -73,8 +73,7 @@ impl Stopping<'_> {
         }
         match find(companion).await {
             Ok(found) => self.end(&found.process, found.named_by).await,
-            Err(NotFound::NotRunning(why)) => Ending::NotRunning(why),
-            Err(NotFound::Refused(why)) => Ending::Refused(why),
+            Err(why) => why.into(),
         }
     }
 

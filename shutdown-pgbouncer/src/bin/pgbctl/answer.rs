@@ -1,0 +1,120 @@
+//! What a command says: lines for people, or one JSON object.
+
+use std::io::{self, Write};
+
+use serde_json::{Map, Value, json};
+use shutdown_pgbouncer::{Done, Error, Reloaded};
+
+/// Beside [`Error`]'s: `--verify`, and findings.
+const BAD_INPUT: u8 = 2;
+const UNVERIFIED: u8 = 5;
+
+/// What a command has found or done.
+#[derive(Debug, Default)]
+pub(crate) struct Answer {
+    lines: Vec<String>,
+    /// For stderr.
+    warnings: Vec<String>,
+    object: Map<String, Value>,
+    pub(crate) code: u8,
+}
+
+impl Answer {
+    pub(crate) fn line(mut self, line: impl Into<String>) -> Self {
+        self.lines.push(line.into());
+        self
+    }
+
+    pub(crate) fn warning(mut self, line: impl Into<String>) -> Self {
+        self.warnings.push(line.into());
+        self
+    }
+
+    pub(crate) fn with(mut self, key: &str, value: impl Into<Value>) -> Self {
+        self.object.insert(key.to_owned(), value.into());
+        self
+    }
+
+    /// Found something that is bad input.
+    pub(crate) fn bad(self) -> Self {
+        Self { code: BAD_INPUT, ..self }
+    }
+
+    /// Was asked to look, and could not.
+    pub(crate) fn unverified(self) -> Self {
+        Self { code: UNVERIFIED, ..self }
+    }
+
+    /// What became of an edit; `what` says what was meant, as `added orders`.
+    pub(crate) fn of_edit(done: &Done, what: &[String]) -> Self {
+        let mut answer = Self::default().with("changed", done.changed).with("file", done.file.display().to_string());
+        if let Some(backup) = &done.backup {
+            answer = answer
+                .line(format!("Backed up to: {}", backup.display()))
+                .with("backup", backup.display().to_string());
+        }
+        if done.changed {
+            for line in what {
+                answer = answer.line(line);
+            }
+        }
+        answer = answer.with("notes", done.notes.clone());
+        for note in &done.notes {
+            answer = answer.warning(note);
+        }
+        if done.changed { answer.of_reload(&done.reloaded) } else { answer.line("Nothing to change") }
+    }
+
+    pub(crate) fn of_reload(self, reloaded: &Reloaded) -> Self {
+        match reloaded {
+            Reloaded::Verified => self.line("Reloaded PgBouncer, which runs by it").with("reload", "verified"),
+            Reloaded::Signalled { pid, unseen } => self
+                .line(format!("Reloaded PgBouncer by SIGHUP (process {pid})"))
+                .warning(format!("nobody has looked whether it took it: {unseen}"))
+                .with("reload", "signalled")
+                .with("pid", *pid),
+            Reloaded::NotAsked(why) => {
+                self.line(format!("Not reloaded: {why}")).with("reload", "not asked").with("why", why.as_str())
+            }
+            _ => self,
+        }
+    }
+
+    /// Prints it. A closed stdout is no reason to fail: what was to be done is done.
+    pub(crate) fn print(self, json: bool) -> u8 {
+        let mut out = io::stdout().lock();
+        if json {
+            let _ = writeln!(out, "{}", Value::Object(self.object));
+        } else {
+            for line in &self.lines {
+                let _ = writeln!(out, "{line}");
+            }
+            for line in &self.warnings {
+                let _ = writeln!(io::stderr(), "pgbctl: {line}");
+            }
+        }
+        self.code
+    }
+}
+
+/// The documented exit code.
+pub(crate) fn code_of(error: &Error) -> u8 {
+    match error {
+        Error::Input(_) => BAD_INPUT,
+        Error::Locked { .. } => 3,
+        Error::Unwritten { .. } => 4,
+        Error::Unverified(_) => UNVERIFIED,
+        Error::Refused(_) => 6,
+        _ => 1,
+    }
+}
+
+/// Says what went wrong.
+pub(crate) fn fail(error: &Error, json: bool) -> u8 {
+    let (code, sentence) = (code_of(error), shutdown_core::sentence(error));
+    let _ = writeln!(io::stderr(), "pgbctl: error: {sentence}");
+    if json {
+        let _ = writeln!(io::stdout(), "{}", json!({ "error": sentence, "code": code }));
+    }
+    code
+}

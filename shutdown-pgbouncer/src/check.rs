@@ -1,0 +1,102 @@
+//! Whether a PgBouncer would take its files. It has no such test itself: `pgbouncer -q FILE` starts a second one.
+
+use std::path::{Path, PathBuf};
+
+use crate::{Error, Ini, Problem, Userlist, Version};
+
+/// How deep files may include each other (`MAX_INCLUDE` in PgBouncer's `cfparser.c`).
+const DEPTH: usize = 10;
+
+/// What was found, and in which file.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Finding {
+    /// The file.
+    pub file: PathBuf,
+    /// What.
+    pub problem: Problem,
+}
+
+/// A configuration with all that it includes, as one text.
+#[derive(Debug, Default)]
+struct Whole {
+    text: Vec<u8>,
+    /// File and line of each line of the text.
+    from: Vec<(PathBuf, usize)>,
+    findings: Vec<Finding>,
+}
+
+impl Whole {
+    /// Appends a file, and in the place of each `%include` the file that it names: it begins in the section that the line is in.
+    fn append(&mut self, file: &Path, depth: usize) -> Result<(), Error> {
+        let bytes = std::fs::read(file).map_err(|source| Error::unwritten(file, "read", source))?;
+        let includes = Ini::new(bytes.clone()).includes();
+        for (place, line) in bytes.split_inclusive(|byte| *byte == b'\n').enumerate() {
+            let number = place + 1;
+            let Some((_, included)) = includes.iter().find(|(line, _)| *line == number) else {
+                self.text.extend_from_slice(line);
+                if !line.ends_with(b"\n") {
+                    self.text.push(b'\n');
+                }
+                self.from.push((file.to_owned(), number));
+                continue;
+            };
+            let appended = if depth == DEPTH {
+                Err(format!("files include each other more than {DEPTH} deep: remove the line"))
+            } else {
+                self.append(Path::new(included), depth + 1).map_err(|error| format!("%include: {}", shutdown_core::sentence(&error)))
+            };
+            if let Err(what) = appended {
+                let problem = Problem { line: number, what, fatal: true };
+                self.findings.push(Finding { file: file.to_owned(), problem });
+            }
+        }
+        Ok(())
+    }
+}
+
+/// The configuration with all that it includes, as PgBouncer sees it.
+///
+/// # Errors
+///
+/// [`Error::Unwritten`]: the file cannot be read. One that is included and cannot be is a finding of [`check`].
+pub fn whole(config: &Path) -> Result<Ini, Error> {
+    let mut whole = Whole::default();
+    whole.append(config, 0)?;
+    Ok(Ini::new(whole.text))
+}
+
+/// What this version would refuse or misread in a configuration, the files it includes, and its user list.
+///
+/// # Errors
+///
+/// [`Error::Unwritten`]: the configuration, or the user list that was named, cannot be read.
+pub fn check(config: &Path, userlist: Option<&Path>, version: Version) -> Result<Vec<Finding>, Error> {
+    let mut whole = Whole::default();
+    whole.append(config, 0)?;
+    let Whole { text, from, mut findings } = whole;
+    let ini = Ini::new(text);
+    for problem in ini.problems(version) {
+        let (file, line) = from.get(problem.line - 1).cloned().unwrap_or((config.to_owned(), problem.line));
+        findings.push(Finding { file, problem: Problem { line, ..problem } });
+    }
+    let named = ini.parameter("auth_file").filter(|file| !file.is_empty());
+    let list = match (userlist, &named) {
+        (Some(given), _) => std::fs::read(given)
+            .map(|bytes| Some((given.to_owned(), bytes)))
+            .map_err(|source| Error::unwritten(given, "read", source))?,
+        (None, Some(named)) => match std::fs::read(named) {
+            Ok(bytes) => Some((PathBuf::from(named), bytes)),
+            Err(error) => {
+                let what = format!("its auth_file {named} cannot be read: {error}");
+                findings.push(Finding { file: config.to_owned(), problem: Problem { line: 1, what, fatal: false } });
+                None
+            }
+        },
+        (None, None) => None,
+    };
+    if let Some((file, bytes)) = list {
+        let problems = Userlist::new(bytes).problems();
+        findings.extend(problems.into_iter().map(|problem| Finding { file: file.clone(), problem }));
+    }
+    Ok(findings)
+}

@@ -1,0 +1,235 @@
+//! PgBouncer's admin console: a database called `pgbouncer` that speaks PostgreSQL's simple protocol and nothing else.
+//!
+//! A connection to it counts as a client: one that stays open holds up a stop that waits for clients. So every use opens
+//! its own and closes it. Rows are read by the names of their columns, which have changed over the versions.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::str::FromStr;
+use std::time::Duration;
+
+use tokio::task::JoinHandle;
+use tokio::time::{Instant, timeout, timeout_at};
+use tokio_postgres::config::Host;
+use tokio_postgres::{Config, NoTls, SimpleQueryMessage};
+
+use crate::{Error, Ini, Version};
+
+/// How long a connection, and an answer that is not waited for on purpose, may take.
+const PATIENCE: Duration = Duration::from_secs(5);
+
+/// Where a console is, and who asks.
+#[derive(Clone)]
+pub struct ConsoleAddress(Config);
+
+impl ConsoleAddress {
+    /// Where the console of a PgBouncer with this configuration is: its Unix socket (`unix_socket_dir`, `/tmp` if that is not set),
+    /// else its first `listen_addr`; asked as the user `pgbouncer`, whom PgBouncer lets in without a password when it runs as
+    /// the same system user, else as the first of `admin_users`.
+    pub fn of(ini: &Ini) -> Self {
+        let parameter = |key: &str| ini.parameter(key).filter(|value| !value.is_empty());
+        let mut config = Config::new();
+        config.dbname("pgbouncer").connect_timeout(PATIENCE);
+        if let Some(port) = parameter("listen_port").and_then(|port| port.parse().ok()) {
+            config.port(port);
+        } else {
+            config.port(6432);
+        }
+        let socket_dir = parameter("unix_socket_dir");
+        match (socket_dir, parameter("listen_addr")) {
+            (Some(dir), _) => _ = config.host_path(dir),
+            (None, Some(addresses)) => {
+                let first = addresses.split(',').next().unwrap_or_default().trim();
+                let reached = match first {
+                    "*" | "0.0.0.0" => "127.0.0.1",
+                    "::" => "::1",
+                    other => other,
+                };
+                config.host(reached);
+            }
+            (None, None) => _ = config.host_path("/tmp"),
+        }
+        // Trusted only when it comes from the same system user over the Unix socket.
+        let admin = parameter("admin_users").and_then(|users| users.split(',').next().map(|user| user.trim().to_owned()));
+        let same_user = matches!(config.get_hosts(), [Host::Unix(_)]);
+        config.user(if same_user { "pgbouncer".to_owned() } else { admin.unwrap_or_else(|| "pgbouncer".to_owned()) });
+        if let Some(password) = std::env::var_os("PGPASSWORD").and_then(|password| password.into_string().ok()) {
+            config.password(password);
+        }
+        Self(config)
+    }
+
+    /// Where clients of this PgBouncer connect: host (a directory for a Unix socket) and port.
+    pub fn client_side(&self) -> (String, u16) {
+        let host = match self.0.get_hosts().first() {
+            Some(Host::Tcp(host)) => host.clone(),
+            #[cfg(unix)]
+            Some(Host::Unix(dir)) => dir.display().to_string(),
+            None => "/tmp".to_owned(),
+        };
+        (host, self.0.get_ports().first().copied().unwrap_or(6432))
+    }
+
+    /// With a password; `PGPASSWORD` else.
+    #[must_use]
+    pub fn password(mut self, password: impl AsRef<[u8]>) -> Self {
+        self.0.password(password);
+        self
+    }
+}
+
+impl FromStr for ConsoleAddress {
+    type Err = String;
+
+    /// Reads a PostgreSQL URL or `key=value` pairs: `postgres://pgbouncer@/pgbouncer?host=/run/pgbouncer&port=6432`.
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        // What is wrong with it may quote a password.
+        let mut config: Config =
+            text.parse().map_err(|_| "write the console as postgres://USER@HOST:PORT/pgbouncer".to_owned())?;
+        if config.get_dbname().is_none() {
+            config.dbname("pgbouncer");
+        }
+        if config.get_connect_timeout().is_none() {
+            config.connect_timeout(PATIENCE);
+        }
+        Ok(Self(config))
+    }
+}
+
+impl fmt::Display for ConsoleAddress {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let (host, port) = self.client_side();
+        write!(f, "{host}:{port}")
+    }
+}
+
+impl fmt::Debug for ConsoleAddress {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "ConsoleAddress({self})")
+    }
+}
+
+/// A row: column by name. What is NULL is not there.
+pub type Row = BTreeMap<String, String>;
+
+/// An open connection. [`close`](Self::close) it: dropped, PgBouncer notices a moment later.
+pub struct Console {
+    client: tokio_postgres::Client,
+    connection: JoinHandle<()>,
+    address: ConsoleAddress,
+}
+
+impl Console {
+    /// Connects.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Unreachable`].
+    ///
+    /// # Cancel safety
+    ///
+    /// Cancel safe.
+    pub async fn open(address: &ConsoleAddress) -> Result<Self, Error> {
+        let unreachable = |why: &dyn fmt::Display| {
+            Error::Unreachable(format!("PgBouncer's admin console at {address} cannot be reached: {why}"))
+        };
+        let connecting = timeout(PATIENCE, address.0.connect(NoTls)).await;
+        let (client, connection) = match connecting {
+            Ok(Ok(connected)) => connected,
+            Ok(Err(error)) => return Err(unreachable(&said(&error))),
+            Err(_) => return Err(unreachable(&"it does not answer")),
+        };
+        // An error ends it, and whoever waits for an answer hears of that.
+        let connection = tokio::spawn(async move { _ = connection.await });
+        Ok(Self { client, connection, address: address.clone() })
+    }
+
+    /// Sends one command and waits for its answer, without a limit.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Unreachable`]: what PgBouncer said.
+    ///
+    /// # Cancel safety
+    ///
+    /// What was sent is done: a `PAUSE` whose answer nobody waits for still pauses.
+    pub async fn ask(&self, command: &str) -> Result<Vec<Row>, Error> {
+        let answer = self.client.simple_query(command).await;
+        let messages = answer
+            .map_err(|error| Error::Unreachable(format!("PgBouncer at {}: {command}: {}", self.address, said(&error))))?;
+        let rows = messages.into_iter().filter_map(|message| match message {
+            SimpleQueryMessage::Row(row) => {
+                let names = row.columns().iter().map(|column| column.name().to_owned()).enumerate();
+                Some(names.filter_map(|(at, name)| Some((name, row.get(at)?.to_owned()))).collect())
+            }
+            _ => None,
+        });
+        Ok(rows.collect())
+    }
+
+    /// As [`ask`](Self::ask), for what is answered at once.
+    ///
+    /// # Errors
+    ///
+    /// As [`ask`](Self::ask), and if there is no answer within five seconds.
+    ///
+    /// # Cancel safety
+    ///
+    /// As [`ask`](Self::ask).
+    pub async fn tell(&self, command: &str) -> Result<Vec<Row>, Error> {
+        let late = |_| Error::Unreachable(format!("PgBouncer at {}: {command}: it does not answer", self.address));
+        timeout(PATIENCE, self.ask(command)).await.map_err(late)?
+    }
+
+    /// Which PgBouncer it is.
+    ///
+    /// # Errors
+    ///
+    /// As [`tell`](Self::tell).
+    ///
+    /// # Cancel safety
+    ///
+    /// Cancel safe.
+    pub async fn version(&self) -> Result<Version, Error> {
+        let rows = self.tell("SHOW VERSION").await?;
+        let said = rows.first().and_then(|row| row.values().next()).map_or("", String::as_str);
+        said.parse().map_err(Error::Unreachable)
+    }
+
+    /// Closes the connection, and waits until it is.
+    ///
+    /// # Cancel safety
+    ///
+    /// It is closed in any case.
+    pub async fn close(self) {
+        let Self { client, connection, .. } = self;
+        drop(client);
+        let _ = timeout(PATIENCE, connection).await;
+    }
+
+    /// Whether PgBouncer hangs up within this time: how it answers `SHUTDOWN`.
+    pub(crate) async fn hung_up_by(&mut self, until: Instant) -> bool {
+        timeout_at(until, &mut self.connection).await.is_ok()
+    }
+}
+
+/// A name as a command takes it.
+pub(crate) fn quoted(name: &str) -> String {
+    format!("\"{}\"", name.replace('"', "\"\""))
+}
+
+/// What went wrong, in PgBouncer's words if there are any.
+pub(crate) fn said(error: &tokio_postgres::Error) -> String {
+    match error.as_db_error() {
+        Some(said) => said.message().to_owned(),
+        None => {
+            let mut text = error.to_string();
+            let mut cause = std::error::Error::source(error);
+            while let Some(error) = cause {
+                text = format!("{text}: {error}");
+                cause = error.source();
+            }
+            text
+        }
+    }
+}

@@ -1,0 +1,112 @@
+//! What is known to go wrong with a PgBouncer, looked for.
+
+use std::os::unix::fs::PermissionsExt;
+use std::path::Path;
+
+use crate::console::Console;
+use crate::pgbouncer::not_found;
+use crate::{Error, Ini, PgBouncer, Userlist, Version};
+
+/// Something that will go wrong, or has: one sentence that names it and the fix.
+pub type Diagnosis = String;
+
+/// Looks for what is known to go wrong: settings that clients stumble over, databases left paused, a stale PID file, files that
+/// others can read. What PgBouncer would refuse, [`check`](crate::check()) tells.
+///
+/// # Errors
+///
+/// [`Error::Unwritten`]: the configuration cannot be read.
+///
+/// # Cancel safety
+///
+/// Cancel safe: it only looks.
+pub async fn diagnose(pgbouncer: &PgBouncer) -> Result<Vec<Diagnosis>, Error> {
+    let ini = crate::whole(pgbouncer.config())?;
+    let mut found = Vec::new();
+    let address = pgbouncer.console(&ini);
+    let mut version = None;
+    match Console::open(&address).await {
+        Ok(console) => {
+            version = console.version().await.ok();
+            if let Ok(rows) = console.tell("SHOW DATABASES").await {
+                for (column, what, fix) in
+                    [("paused", "paused", "RESUME"), ("disabled", "disabled", "ENABLE")]
+                {
+                    let is = |row: &&crate::Row| row.get(column).is_some_and(|value| value == "1");
+                    for row in rows.iter().filter(is) {
+                        let name = row.get("name").map_or("", String::as_str);
+                        found.push(format!("database {name} is {what}: {fix} it unless that is meant"));
+                    }
+                }
+            }
+            console.close().await;
+        }
+        Err(error) => found.push(format!("{error}; reloads cannot be verified, and nothing can be drained")),
+    }
+    settings(&ini, version.unwrap_or(Version::OLDEST), &mut found);
+    match pgbouncer.process(&ini) {
+        None => found.push("there is no pidfile: edits do not reload by themselves, and `stop` has nobody to end".to_owned()),
+        Some(process) => {
+            if let Err(why) = process.find().await {
+                found.push(format!("its process is not found: {}", not_found(&why)));
+            }
+        }
+    }
+    if let Ok(list) = pgbouncer.userlist_path() {
+        userlist(&list, &ini, &mut found);
+    }
+    Ok(found)
+}
+
+fn settings(ini: &Ini, version: Version, found: &mut Vec<Diagnosis>) {
+    let value = |key: &str| ini.parameter(key).unwrap_or_default();
+    let pools_transactions = value("pool_mode") == "transaction" || value("pool_mode") == "statement";
+    if !value("ignore_startup_parameters").split(',').any(|name| name.trim() == "extra_float_digits") {
+        found.push(
+            "ignore_startup_parameters does not have extra_float_digits: sqlx, JDBC and the exporter are refused".to_owned(),
+        );
+    }
+    let since = |minor| version >= Version { major: 1, minor };
+    let prepared = value("max_prepared_statements");
+    if pools_transactions && !since(21) {
+        found.push(format!(
+            "PgBouncer {version} keeps no prepared statements over transactions: clients that use them (sqlx, most ORMs) fail; \
+             take 1.21 or newer, or pool_mode = session"
+        ));
+    } else if pools_transactions && (prepared == "0" || prepared.is_empty() && !since(24)) {
+        found.push("max_prepared_statements is 0: clients that prepare statements fail in this pool_mode; set it to 200".to_owned());
+    }
+    let is_open = ["*", "0.0.0.0", "::"].iter().any(|all| value("listen_addr").split(',').any(|address| address.trim() == *all));
+    if is_open && ["any", "trust"].contains(&value("auth_type").as_str()) {
+        found.push(format!("auth_type = {} on every address lets everybody in: set scram-sha-256", value("auth_type")));
+    }
+    if value("auth_type") == "md5" || value("auth_type").is_empty() {
+        found.push("auth_type is md5: set scram-sha-256 once the user list has verifiers".to_owned());
+    }
+}
+
+fn userlist(path: &Path, ini: &Ini, found: &mut Vec<Diagnosis>) {
+    let name = path.display();
+    let (Ok(metadata), Ok(bytes)) = (path.metadata(), std::fs::read(path)) else {
+        return found.push(format!("the user list {name} cannot be read"));
+    };
+    if metadata.permissions().mode() & 0o004 != 0 {
+        found.push(format!("the user list {name} can be read by everybody: chmod o= {name}"));
+    }
+    let list = Userlist::new(bytes);
+    if list.users().is_empty() {
+        found.push(format!("the user list {name} is empty: nobody can log in"));
+    }
+    for user in list.users().iter().filter(|user| user.kind == "md5") {
+        found.push(format!(
+            "user {:?} has an md5 hash: with a server that has SCRAM verifiers the login works and every query fails; `pgbctl user \
+             add` makes one verifier for both",
+            user.name
+        ));
+    }
+    for admin in ini.parameter("admin_users").unwrap_or_default().split(',').map(str::trim).filter(|name| !name.is_empty()) {
+        if !list.users().iter().any(|user| user.name == admin) {
+            found.push(format!("admin user {admin:?} is not in the user list {name}"));
+        }
+    }
+}

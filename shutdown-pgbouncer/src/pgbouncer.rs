@@ -1,0 +1,567 @@
+//! One PgBouncer: its files, its console, its process – and every edit as one story, [`Editing::finish`].
+
+use std::path::{Path, PathBuf};
+use std::time::{Duration, SystemTime};
+
+use shutdown_core::companions::{Companion, Ending, Ladder, PidFile, PidFileKind};
+use tokio::time::Instant;
+
+use crate::console::{Console, ConsoleAddress};
+use crate::pause::Paused;
+use crate::reload::{Expected, Reloaded, reload};
+use crate::store::{self, Backup, Locked};
+use crate::{Connection, DatabaseName, Error, Ini, Secret, UserName, Userlist, Version};
+
+/// What a PgBouncer's process is called.
+const PROGRAM: &str = "pgbouncer";
+/// How long an edit waits for others, unless told otherwise.
+const PATIENCE: Duration = Duration::from_secs(30);
+/// The newest version that was looked at.
+const NEWEST: Version = Version { major: 1, minor: 26 };
+
+/// Whether an edit is followed by a reload.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Reload {
+    /// If the configuration's `pidfile` names a PgBouncer that runs.
+    #[default]
+    IfRunning,
+    /// In any case; one that cannot be reached is an error.
+    Always,
+    /// Not.
+    Never,
+}
+
+/// How a database that is removed loses its clients.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Removal {
+    /// New ones are refused, open transactions finish, at most so long; one that does not is a refusal, and nothing is changed.
+    Drained(Duration),
+    /// They are cut, transactions as well, and named.
+    Forced,
+}
+
+/// What an edit has done.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Done {
+    /// Whether the file was changed; else it was so already.
+    pub changed: bool,
+    /// The file.
+    pub file: PathBuf,
+    /// What it was before, if it was changed.
+    pub backup: Option<PathBuf>,
+    /// What PgBouncer was told, and whether it did it.
+    pub reloaded: Reloaded,
+    /// What else there is to know: a sentence each.
+    pub notes: Vec<String>,
+}
+
+/// A PgBouncer, by its configuration file.
+#[derive(Clone, Debug)]
+pub struct PgBouncer {
+    config: PathBuf,
+    userlist: Option<PathBuf>,
+    console: Option<ConsoleAddress>,
+    patience: Duration,
+    reload: Reload,
+    forced: bool,
+}
+
+impl PgBouncer {
+    /// The one with this configuration file. Nothing is read yet.
+    pub fn new(config: impl Into<PathBuf>) -> Self {
+        Self {
+            config: config.into(),
+            userlist: None,
+            console: None,
+            patience: PATIENCE,
+            reload: Reload::default(),
+            forced: false,
+        }
+    }
+
+    /// With this user list. Default: the configuration's `auth_file`.
+    #[must_use]
+    pub fn userlist(self, userlist: impl Into<PathBuf>) -> Self {
+        Self { userlist: Some(userlist.into()), ..self }
+    }
+
+    /// With its admin console here. Default: [`ConsoleAddress::of`] the configuration.
+    #[must_use]
+    pub fn console_at(self, console: ConsoleAddress) -> Self {
+        Self { console: Some(console), ..self }
+    }
+
+    /// Waits so long for others who edit. Default: 30 s.
+    #[must_use]
+    pub fn lock_timeout(self, patience: Duration) -> Self {
+        Self { patience, ..self }
+    }
+
+    /// Whether an edit is followed by a reload. Default: [`Reload::IfRunning`].
+    #[must_use]
+    pub fn reload_after(self, reload: Reload) -> Self {
+        Self { reload, ..self }
+    }
+
+    /// Edits also a file that PgBouncer would refuse. Default: not.
+    #[must_use]
+    pub fn forced(self, forced: bool) -> Self {
+        Self { forced, ..self }
+    }
+
+    /// Its configuration file.
+    pub fn config(&self) -> &Path {
+        &self.config
+    }
+
+    /// What is in its configuration file.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Unwritten`]: it cannot be read.
+    pub fn ini(&self) -> Result<Ini, Error> {
+        std::fs::read(&self.config).map(Ini::new).map_err(|source| Error::unwritten(&self.config, "read", source))
+    }
+
+    /// Where its user list is.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Input`]: it has none; [`Error::Unwritten`]: the configuration cannot be read.
+    pub fn userlist_path(&self) -> Result<PathBuf, Error> {
+        if let Some(userlist) = &self.userlist {
+            return Ok(userlist.clone());
+        }
+        let file = self.ini()?.parameter("auth_file").filter(|file| !file.is_empty());
+        file.map(PathBuf::from).ok_or_else(|| {
+            Error::Input(format!("{} has no auth_file: set it, or name the user list", self.config.display()))
+        })
+    }
+
+    /// Where its admin console is.
+    pub fn console(&self, ini: &Ini) -> ConsoleAddress {
+        self.console.clone().unwrap_or_else(|| ConsoleAddress::of(ini))
+    }
+
+    /// Its process, by the configuration's `pidfile`.
+    pub fn process(&self, ini: &Ini) -> Option<Companion> {
+        let pidfile = ini.parameter("pidfile").filter(|file| !file.is_empty())?;
+        Some(Companion::with_pid_file(PROGRAM, PidFile::new(pidfile, PidFileKind::Plain)))
+    }
+
+    /// Adds a database. One of that name is left as it is.
+    ///
+    /// # Errors
+    ///
+    /// Any [`Error`].
+    ///
+    /// # Cancel safety
+    ///
+    /// Dropped, the file is the old one or the new one; PgBouncer may not have been told. This holds for every edit here.
+    pub async fn add_database(&self, name: &DatabaseName, connection: &Connection) -> Result<Done, Error> {
+        let (name, connection) = (name.clone(), connection.clone());
+        let editing = self.edit_ini(|ini, notes| {
+            if let Some(there) = find(ini, name.as_str()) {
+                if there.as_ref().ok() != Some(&connection) {
+                    notes.push(format!("{name} has other settings than these: change them with `db set`"));
+                }
+                return Ok(());
+            }
+            ini.set_database(&name, &connection)
+        })?;
+        editing.finish(Expected::databases()).await
+    }
+
+    /// Changes settings of a database, or adds them; what is not named stays.
+    ///
+    /// # Errors
+    ///
+    /// Any [`Error`].
+    ///
+    /// # Cancel safety
+    ///
+    /// As [`add_database`](Self::add_database).
+    pub async fn set_database(&self, name: &DatabaseName, settings: &[(String, String)]) -> Result<Done, Error> {
+        let editing = self.edit_ini(|ini, _| {
+            let Some(there) = find(ini, name.as_str()) else {
+                return Err(format!("there is no database {name}: add it first"));
+            };
+            let mut connection = there?;
+            for (key, value) in settings {
+                connection = connection.set(key, value)?;
+            }
+            ini.set_database(name, &connection)
+        })?;
+        editing.finish(Expected::databases()).await
+    }
+
+    /// Removes a database. With a PgBouncer that runs its clients are seen out first, or cut, as `removal` says.
+    ///
+    /// # Errors
+    ///
+    /// Any [`Error`]; [`Error::Refused`] if a transaction was still open when its time was over.
+    ///
+    /// # Cancel safety
+    ///
+    /// As [`add_database`](Self::add_database); a database that was paused goes on.
+    pub async fn remove_database(&self, name: &DatabaseName, removal: Removal) -> Result<Done, Error> {
+        let mut editing = self.edit_ini(|ini, notes| {
+            if !ini.remove_database(name.as_str()) {
+                notes.push(format!("{name} is not in {}", self.config.display()));
+            }
+            Ok(())
+        })?;
+        let expected = Expected::without(name, find(&editing.old_ini(), "*").is_some());
+        if !editing.is_changed() {
+            return editing.finish(expected).await;
+        }
+        let Some(address) = self.reached(&editing.old_ini()).await? else {
+            return editing.finish(expected).await;
+        };
+        match removal {
+            Removal::Drained(within) => {
+                let paused =
+                    Paused::until(&address, Some(name), true, Instant::now() + within).await?;
+                let done = editing.finish(expected).await;
+                if done.is_ok() {
+                    // It is gone, and with it what it was.
+                    paused.keep();
+                } else {
+                    paused.resume().await?;
+                }
+                done
+            }
+            Removal::Forced => {
+                let cut = clients_of(&address, name).await?;
+                editing.notes.extend(cut);
+                editing.finish(expected).await
+            }
+        }
+    }
+
+    /// Gives a key of `[pgbouncer]` a value.
+    ///
+    /// # Errors
+    ///
+    /// Any [`Error`].
+    ///
+    /// # Cancel safety
+    ///
+    /// As [`add_database`](Self::add_database).
+    pub async fn set_parameter(&self, key: &str, value: &str) -> Result<Done, Error> {
+        let editing = self.edit_ini(|ini, _| ini.set_parameter(key, value))?;
+        editing.finish(Expected::parameter(key, value)).await
+    }
+
+    /// Gives a user this secret; one of that name has it from then on.
+    ///
+    /// # Errors
+    ///
+    /// Any [`Error`].
+    ///
+    /// # Cancel safety
+    ///
+    /// As [`add_database`](Self::add_database).
+    pub async fn set_user(&self, name: &UserName, secret: &Secret) -> Result<Done, Error> {
+        self.edit_userlist(|list, _| list.set(name, secret))?.finish(Expected::user(name)).await
+    }
+
+    /// Removes a user. Clients that have logged in stay.
+    ///
+    /// # Errors
+    ///
+    /// Any [`Error`].
+    ///
+    /// # Cancel safety
+    ///
+    /// As [`add_database`](Self::add_database).
+    pub async fn remove_user(&self, name: &UserName) -> Result<Done, Error> {
+        let editing = self.edit_userlist(|list, notes| {
+            if !list.remove(name) {
+                notes.push(format!("{:?} is not in the user list", name.as_str()));
+            }
+        })?;
+        editing.finish(Expected::nothing()).await
+    }
+
+    /// Reloads PgBouncer and looks whether it runs by its files.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Unreachable`], [`Error::Unverified`], [`Error::Refused`].
+    ///
+    /// # Cancel safety
+    ///
+    /// Dropped, it may have reloaded.
+    pub async fn reload(&self) -> Result<Reloaded, Error> {
+        let ini = self.ini()?;
+        reload(&ini, &self.console(&ini), self.process(&ini).as_ref(), &Expected::databases(), &mut Vec::new()).await
+    }
+
+    /// Keeps a copy of a file.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Locked`], [`Error::Unwritten`].
+    pub fn back_up(&self, file: &Path) -> Result<PathBuf, Error> {
+        Locked::take(file, self.patience)?.back_up()
+    }
+
+    /// The backups of a file, the newest first.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Unwritten`]: their directory cannot be read.
+    pub fn backups(&self, file: &Path) -> Result<Vec<Backup>, Error> {
+        store::backups(file).map_err(|source| Error::unwritten(file, "looked for", source))
+    }
+
+    /// Removes the backups of a file that are older than `max_age`, and those behind the newest `keep`. The newest one stays.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Locked`], [`Error::Unwritten`].
+    pub fn prune(&self, file: &Path, max_age: Option<Duration>, keep: Option<usize>) -> Result<Vec<Backup>, Error> {
+        let _locked = Locked::take(file, self.patience)?;
+        let now = SystemTime::now();
+        let is_old = |backup: &Backup| {
+            max_age.is_some_and(|max_age| now.duration_since(backup.made).unwrap_or_default() > max_age)
+        };
+        let mut removed = Vec::new();
+        for (place, backup) in self.backups(file)?.into_iter().enumerate().skip(1) {
+            if is_old(&backup) || keep.is_some_and(|keep| place >= keep) {
+                std::fs::remove_file(&backup.path)
+                    .map_err(|source| Error::unwritten(&backup.path, "removed", source))?;
+                removed.push(backup);
+            }
+        }
+        Ok(removed)
+    }
+
+    /// Gives the configuration, or the user list, the content of a backup, which is looked at first; what was there is backed up.
+    ///
+    /// # Errors
+    ///
+    /// Any [`Error`].
+    ///
+    /// # Cancel safety
+    ///
+    /// As [`add_database`](Self::add_database).
+    pub async fn restore(&self, backup: &Path) -> Result<Done, Error> {
+        let of = |file: &Path| {
+            let prefix = format!("{}.backup.", file.file_name().unwrap_or_default().to_string_lossy());
+            backup.file_name().is_some_and(|name| name.to_string_lossy().starts_with(&prefix))
+        };
+        let bytes = std::fs::read(backup).map_err(|source| Error::unwritten(backup, "read", source))?;
+        if of(&self.config) {
+            let editing = self.edit_ini(|ini, _| {
+                *ini = Ini::new(bytes);
+                Ok(())
+            })?;
+            return editing.finish(Expected::databases()).await;
+        }
+        if self.userlist_path().is_ok_and(|list| of(&list)) {
+            let editing = self.edit_userlist(|list, _| *list = Userlist::new(bytes))?;
+            return editing.finish(Expected::nothing()).await;
+        }
+        Err(Error::Input(format!(
+            "{} is no backup of {}, nor of its user list: `backup list` shows them",
+            backup.display(),
+            self.config.display()
+        )))
+    }
+
+    /// Ends its process by its PID file, and waits for it. INT first: open transactions finish, in every version.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Input`]: the configuration has no `pidfile`.
+    ///
+    /// # Cancel safety
+    ///
+    /// What was sent stays sent.
+    pub async fn stop(&self, ladder: Ladder) -> Result<Ending, Error> {
+        let ini = self.ini()?;
+        let Some(process) = self.process(&ini) else {
+            return Err(Error::Input(format!(
+                "{} has no pidfile: set it, or use `drain`, which goes through the admin console",
+                self.config.display()
+            )));
+        };
+        Ok(process.ladder(ladder).end().await)
+    }
+
+    /// Where the console is, if an edit is to be followed by a reload; none if nobody is to be told.
+    async fn reached(&self, ini: &Ini) -> Result<Option<ConsoleAddress>, Error> {
+        let runs = match self.process(ini) {
+            Some(process) => process.find().await.is_ok(),
+            None => false,
+        };
+        let address = self.console(ini);
+        match self.reload {
+            Reload::Never => Ok(None),
+            Reload::IfRunning if !runs => Ok(None),
+            // Without it nobody can be seen out.
+            _ => {
+                Console::open(&address).await?.close().await;
+                Ok(Some(address))
+            }
+        }
+    }
+
+    fn edit_ini(
+        &self,
+        change: impl FnOnce(&mut Ini, &mut Vec<String>) -> Result<(), String>,
+    ) -> Result<Editing<'_>, Error> {
+        let locked = Locked::take(&self.config, self.patience)?;
+        let old = locked.read()?;
+        let mut ini = Ini::new(old.clone());
+        let name = self.config.display();
+        let mut notes = Vec::new();
+        let broken = |ini: &Ini, when: &str| match fatal(ini) {
+            Some(problem) if !self.forced => {
+                Err(Error::Input(format!("{name}, {problem}; {when}, and nothing is changed")))
+            }
+            _ => Ok(()),
+        };
+        change(&mut ini, &mut notes).map_err(|what| Error::Input(format!("{name}: {what}")))?;
+        // A backup that mends a broken file is welcome.
+        if fatal(&ini).is_some() {
+            broken(&Ini::new(old.clone()), "PgBouncer refuses it as it is")?;
+            broken(&ini, "PgBouncer would refuse it")?;
+        }
+        let new = ini.as_bytes().to_vec();
+        Ok(Editing { of: self, file: self.config.clone(), locked, old, new, ini: Some(ini), notes })
+    }
+
+    fn edit_userlist(&self, change: impl FnOnce(&mut Userlist, &mut Vec<String>)) -> Result<Editing<'_>, Error> {
+        let file = self.userlist_path()?;
+        let locked = Locked::take_or_make(&file, self.patience)?;
+        let old = locked.read()?;
+        let mut list = Userlist::new(old.clone());
+        let mut notes = Vec::new();
+        change(&mut list, &mut notes);
+        let fatal = list.problems().into_iter().find(|problem| problem.fatal);
+        if let Some(problem) = fatal.filter(|_| !self.forced) {
+            let name = file.display();
+            return Err(Error::Input(format!(
+                "{name}, {problem}; PgBouncer takes no user behind that line, and nothing is changed"
+            )));
+        }
+        let new = list.as_bytes().to_vec();
+        Ok(Editing { of: self, file, locked, old, new, ini: None, notes })
+    }
+}
+
+/// An edit that is decided and not yet written; the file is locked.
+struct Editing<'a> {
+    of: &'a PgBouncer,
+    file: PathBuf,
+    locked: Locked,
+    old: Vec<u8>,
+    new: Vec<u8>,
+    /// What is written, of a configuration.
+    ini: Option<Ini>,
+    notes: Vec<String>,
+}
+
+impl Editing<'_> {
+    fn is_changed(&self) -> bool {
+        self.old != self.new
+    }
+
+    fn old_ini(&self) -> Ini {
+        Ini::new(self.old.clone())
+    }
+
+    /// The rest of the story: backup, write, reload, verify; and back, if PgBouncer does not run by it.
+    async fn finish(self, expected: Expected) -> Result<Done, Error> {
+        let is_changed = self.is_changed();
+        let Self { of, file, locked, old, new, ini, mut notes } = self;
+        if !is_changed {
+            let reloaded = Reloaded::NotAsked("nothing was changed".to_owned());
+            return Ok(Done { changed: false, file, backup: None, reloaded, notes });
+        }
+        let ini = match ini {
+            Some(ini) => ini,
+            None => of.ini()?,
+        };
+        let backup = locked.back_up()?;
+        if let Err(error) = locked.write(&new) {
+            let _ = std::fs::remove_file(&backup);
+            return Err(error);
+        }
+        tracing::info!(file = %file.display(), "edited");
+        let (console, process) = (of.console(&ini), of.process(&ini));
+        let told = match (of.reload, &process) {
+            (Reload::Never, _) => Err("--no-reload".to_owned()),
+            (Reload::Always, _) => Ok(()),
+            (Reload::IfRunning, None) => Err(format!("{} has no pidfile", of.config.display())),
+            (Reload::IfRunning, Some(process)) => process.find().await.map(drop).map_err(|why| not_found(&why)),
+        };
+        let reloaded = match told {
+            Err(why) => Ok(Reloaded::NotAsked(why)),
+            Ok(()) => reload(&ini, &console, process.as_ref(), &expected, &mut notes).await,
+        };
+        match reloaded {
+            Ok(reloaded) => Ok(Done { changed: true, file, backup: Some(backup), reloaded, notes }),
+            Err(Error::Unverified(why)) => {
+                locked.write(&old)?;
+                let before = Expected::nothing();
+                let again = reload(&Ini::new(old), &console, process.as_ref(), &before, &mut Vec::new()).await;
+                let name = file.display();
+                Err(Error::Unverified(match again {
+                    Ok(_) => format!("{why}; {name} is rolled back, and PgBouncer has reloaded it"),
+                    Err(error) => format!("{why}; {name} is rolled back, but PgBouncer was not told: {error}"),
+                }))
+            }
+            // It is written, and nobody has refused it.
+            Err(error) => Err(Error::Unverified(format!("{} is written, but not reloaded: {error}", file.display()))),
+        }
+    }
+}
+
+/// The settings of a database, the last of that name.
+fn find(ini: &Ini, name: &str) -> Option<Result<Connection, String>> {
+    ini.databases().into_iter().rfind(|database| database.name == name).map(|database| database.connection)
+}
+
+/// What every version refuses.
+fn fatal(ini: &Ini) -> Option<crate::Problem> {
+    let newest = ini.problems(NEWEST);
+    ini.problems(Version::OLDEST)
+        .into_iter()
+        .find(|problem| problem.fatal && newest.iter().any(|other| other.fatal && other.line == problem.line))
+}
+
+/// Why there is nobody to tell.
+pub(crate) fn not_found(why: &Ending) -> String {
+    match why {
+        Ending::NotRunning(why) => why.to_string(),
+        Ending::Refused(why) => why.to_string(),
+        other => other.as_str().to_owned(),
+    }
+}
+
+/// Who is about to be cut.
+async fn clients_of(address: &ConsoleAddress, name: &DatabaseName) -> Result<Vec<String>, Error> {
+    let console = Console::open(address).await?;
+    let rows = console.tell("SHOW CLIENTS").await;
+    console.close().await;
+    let value = |row: &crate::Row, key: &str| row.get(key).cloned().unwrap_or_default();
+    let of = rows?.into_iter().filter(|row| value(row, "database") == name.as_str());
+    let clients: Vec<_> = of
+        .map(|row| {
+            // Linked to a server: in a transaction, or in a query.
+            let busy = if value(&row, "link").is_empty() { "" } else { ", in a transaction" };
+            format!("{} from {}:{}{busy}", value(&row, "user"), value(&row, "addr"), value(&row, "port"))
+        })
+        .collect();
+    Ok(match clients.len() {
+        0 => Vec::new(),
+        count => vec![format!("cut {count} clients of {name}: {}", clients.join("; "))],
+    })
+}

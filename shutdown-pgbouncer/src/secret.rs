@@ -1,0 +1,90 @@
+//! Secrets in the forms that PostgreSQL and PgBouncer take.
+//!
+//! A SCRAM verifier holds a salt of its own, so PgBouncer can only log in to a server with the very verifier that stands there
+//! (measured on 1.18 and 1.26): one is made, for `userlist.txt` and for `ALTER ROLE`, which stores it as it is.
+
+use postgres_protocol::password;
+use rustix::rand::{GetRandomFlags, getrandom};
+
+use crate::userlist::Secret;
+use crate::{Error, UserName};
+
+/// The letters of a password that needs no quotes anywhere: 64, so each byte gives six bits of chance.
+const LETTERS: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_";
+/// 192 bits.
+const LENGTH: usize = 32;
+
+/// A new password of 32 letters, digits, `-` and `_`.
+///
+/// # Errors
+///
+/// The system has no random bytes to give.
+pub fn generate() -> Result<String, Error> {
+    let mut bytes = [0; LENGTH];
+    let mut filled = 0;
+    while filled < LENGTH {
+        filled += getrandom(&mut bytes[filled..], GetRandomFlags::empty())
+            .map_err(|source| Error::unwritten("a password", "made", source))?;
+    }
+    Ok(bytes.iter().map(|byte| char::from(LETTERS[usize::from(byte % 64)])).collect())
+}
+
+/// The SCRAM-SHA-256 verifier of a password, with a new salt (RFC 5803's content, in PostgreSQL's form).
+///
+/// # Errors
+///
+/// As [`Secret::new`].
+pub fn scram(password: &str) -> Result<Secret, String> {
+    Secret::new(password::scram_sha_256(password.as_bytes()))
+}
+
+/// The md5 hash of a password and its user, for servers that still have those. With a SCRAM server the login works and every query
+/// fails.
+///
+/// # Errors
+///
+/// As [`Secret::new`].
+pub fn md5(user: &UserName, password: &str) -> Result<Secret, String> {
+    Secret::new(password::md5(password.as_bytes(), user.as_str()))
+}
+
+/// The statement that gives the role on the server the same secret.
+pub fn alter_role(user: &UserName, secret: &Secret) -> String {
+    let name = user.as_str().replace('"', "\"\"");
+    let literal = secret.reveal().replace('\'', "''");
+    format!("ALTER ROLE \"{name}\" PASSWORD '{literal}'")
+}
+
+/// Runs a statement on a database server.
+///
+/// # Errors
+///
+/// [`Error::Unreachable`]: what the server said, without the statement.
+///
+/// # Cancel safety
+///
+/// Dropped, the statement may have been run.
+pub async fn run(server: &str, statement: &str) -> Result<(), Error> {
+    let unreachable = |error: &tokio_postgres::Error| {
+        Error::Unreachable(format!("the database server did not take the secret: {}", crate::console::said(error)))
+    };
+    let (client, connection) =
+        tokio_postgres::connect(server, tokio_postgres::NoTls).await.map_err(|error| unreachable(&error))?;
+    let connection = tokio::spawn(connection);
+    let done = client.batch_execute(statement).await.map_err(|error| unreachable(&error));
+    drop(client);
+    let _ = connection.await;
+    done
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn generated_passwords_are_long_plain_and_never_the_same() {
+        let (one, other) = (generate().unwrap(), generate().unwrap());
+        assert_ne!(one, other);
+        assert!(one.len() == 32 && one.bytes().all(|byte| LETTERS.contains(&byte)), "{one}");
+    }
+}

@@ -15,6 +15,7 @@ pub mod mdns_wire;
 pub mod mesh;
 pub mod netns;
 pub mod pg_clients;
+pub mod pgbctl;
 pub mod process;
 pub mod rig;
 pub mod saved;

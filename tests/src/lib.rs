@@ -21,6 +21,7 @@ pub mod rig;
 pub mod saved;
 pub mod servers;
 pub mod states;
+pub mod strace;
 
 use std::time::Duration;
 

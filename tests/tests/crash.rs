@@ -2,7 +2,7 @@
 //!
 //! Needs strace, and setpriv and unshare of util-linux; `tests/run` looks for them.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::fs;
 use std::os::unix::fs::{PermissionsExt, chown, symlink};
 use std::os::unix::process::ExitStatusExt;
@@ -15,6 +15,7 @@ use serde_json::Value;
 use shutdown_core::state::Document;
 use shutdown_tests::process::{Process, Stopwatch, binary};
 use shutdown_tests::saved::{Counter, check};
+use shutdown_tests::strace;
 use shutdown_tests::{PATIENCE, count};
 use tempfile::TempDir;
 
@@ -109,57 +110,40 @@ fn copy(from: &Path) -> TempDir {
 /// A system call of a run of `once`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 struct Call {
-    name: String,
-    /// Which call of that name in the process it is.
-    nth: usize,
+    call: strace::Call,
     /// In the opening, in the save, or before and after them.
     phase: Option<&'static str>,
-    /// As strace shows it.
-    text: String,
 }
 
-/// Memory changes no file: to be killed there is to be killed at the next call.
-const MEMORY: [&str; 6] = ["brk", "mmap", "munmap", "mprotect", "mremap", "madvise"];
+impl std::ops::Deref for Call {
+    type Target = strace::Call;
 
-/// The calls that strace has written down, but for those that only move memory.
+    fn deref(&self) -> &strace::Call {
+        &self.call
+    }
+}
+
+/// The calls that strace has written down, with what the process was at.
 fn calls(trace: &Path) -> Vec<Call> {
-    let trace = fs::read_to_string(trace).expect("strace has written it");
-    let mut seen: BTreeMap<&str, usize> = BTreeMap::new();
-    let mut threads = BTreeSet::new();
     let mut phase = None;
-    let mut calls = Vec::new();
-    for line in trace.lines() {
-        let (pid, text) = line.split_once(' ').expect("a process and its call");
-        threads.insert(pid);
-        let Some((name, _)) = text.trim_start().split_once('(') else { continue };
-        if !name.bytes().all(|byte| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'_') {
-            continue;
-        }
-        let nth = seen.entry(name).and_modify(|nth| *nth += 1).or_insert(1);
-        let is = |what| text.contains(&format!("write(1, \"{what}"));
-        let call = |phase| Call { name: name.to_owned(), nth: *nth, phase, text: text.trim().to_owned() };
-        if !MEMORY.contains(&name) {
-            calls.push(call(phase));
-        }
-        phase = match phase {
+    let with_phase = strace::calls(trace).into_iter().map(|call| {
+        let is = |what| call.text.contains(&format!("write(1, \"{what}"));
+        let next = match phase {
             _ if is("opening") => Some("open"),
             _ if is("opened") => Some("save"),
             _ if is("saved") => None,
             phase => phase,
         };
-    }
-    assert_eq!(threads.len(), 1, "one thread, so that the calls come in one order");
-    calls
+        Call { call, phase: std::mem::replace(&mut phase, next) }
+    });
+    with_phase.collect()
 }
 
 /// Runs `once` in `dir` under strace with this injection; what it said, and its calls.
 fn traced(dir: &Path, inject: Option<String>) -> (Ran, Vec<Call>) {
     let traces = tempfile::tempdir().expect("a temporary directory");
     let trace = traces.path().join("trace");
-    let mut command = Command::new("strace");
-    command.arg("-f").arg("-o").arg(&trace);
-    command.args(inject.map(|inject| format!("--inject={inject}")));
-    let ran = run(command.arg(binary("state-saver")).arg("once").arg(dir));
+    let ran = run(&mut strace::strace(&saver("once", dir), &trace, inject.as_deref()));
     (ran, calls(&trace))
 }
 
@@ -180,7 +164,7 @@ fn a_kill_at_any_system_call_leaves_the_old_state_or_the_new_one_whole() {
     let mut loaded = Vec::new();
     for (index, point) in points.iter().enumerate() {
         let dir = copy(dir.path());
-        let (ran, calls) = traced(dir.path(), Some(format!("{}:signal=KILL:when={}", point.name, point.nth)));
+        let (ran, calls) = traced(dir.path(), Some(point.killing()));
         assert_eq!(ran.signal, Some(9), "{point:?} did not kill it: {}", ran.stdout);
         assert_eq!(inside(&calls), index + 1, "it was killed elsewhere than at {point:?}");
         let shown = show(dir.path());
@@ -221,7 +205,7 @@ fn a_save_that_the_system_refuses_says_so_in_one_line_and_the_old_state_is_there
         }
         for (error, words) in [("ENOSPC", "No space left on device"), ("EIO", "Input/output error")] {
             let dir = copy(dir.path());
-            let (ran, _) = traced(dir.path(), Some(format!("{}:error={error}:when={}", call.name, call.nth)));
+            let (ran, _) = traced(dir.path(), Some(call.failing(error)));
             let n = show(dir.path())["n"].as_u64();
             println!("{error:6} {:>8} #{:<2} exit {:?}, then {n:?}", call.name, call.nth, ran.code);
             if ran.code == Some(0) {

@@ -43,7 +43,8 @@ impl Whole {
             let appended = if depth == DEPTH {
                 Err(format!("files include each other more than {DEPTH} deep: remove the line"))
             } else {
-                self.append(Path::new(included), depth + 1).map_err(|error| format!("%include: {}", shutdown_core::sentence(&error)))
+                self.append(Path::new(included), depth + 1)
+                    .map_err(|error| format!("%include: {}", shutdown_core::sentence(&error)))
             };
             if let Err(what) = appended {
                 let problem = Problem { line: number, what, fatal: true };
@@ -88,7 +89,10 @@ pub fn check(config: &Path, userlist: Option<&Path>, version: Version) -> Result
             Ok(bytes) => Some((PathBuf::from(named), bytes)),
             Err(error) => {
                 let what = format!("its auth_file {named} cannot be read: {error}");
-                findings.push(Finding { file: config.to_owned(), problem: Problem { line: 1, what, fatal: false } });
+                findings.push(Finding {
+                    file: config.to_owned(),
+                    problem: Problem { line: 1, what, fatal: false },
+                });
                 None
             }
         },

@@ -50,10 +50,17 @@ impl ConsoleAddress {
             (None, None) => _ = config.host_path("/tmp"),
         }
         // Trusted only when it comes from the same system user over the Unix socket.
-        let admin = parameter("admin_users").and_then(|users| users.split(',').next().map(|user| user.trim().to_owned()));
+        let admin = parameter("admin_users")
+            .and_then(|users| users.split(',').next().map(|user| user.trim().to_owned()));
         let same_user = matches!(config.get_hosts(), [Host::Unix(_)]);
-        config.user(if same_user { "pgbouncer".to_owned() } else { admin.unwrap_or_else(|| "pgbouncer".to_owned()) });
-        if let Some(password) = std::env::var_os("PGPASSWORD").and_then(|password| password.into_string().ok()) {
+        config.user(if same_user {
+            "pgbouncer".to_owned()
+        } else {
+            admin.unwrap_or_else(|| "pgbouncer".to_owned())
+        });
+        if let Some(password) =
+            std::env::var_os("PGPASSWORD").and_then(|password| password.into_string().ok())
+        {
             config.password(password);
         }
         Self(config)
@@ -84,8 +91,9 @@ impl FromStr for ConsoleAddress {
     /// Reads a PostgreSQL URL or `key=value` pairs: `postgres://pgbouncer@/pgbouncer?host=/run/pgbouncer&port=6432`.
     fn from_str(text: &str) -> Result<Self, Self::Err> {
         // What is wrong with it may quote a password.
-        let mut config: Config =
-            text.parse().map_err(|_| "write the console as postgres://USER@HOST:PORT/pgbouncer".to_owned())?;
+        let mut config: Config = text
+            .parse()
+            .map_err(|_| "write the console as postgres://USER@HOST:PORT/pgbouncer".to_owned())?;
         if config.get_dbname().is_none() {
             config.dbname("pgbouncer");
         }
@@ -155,8 +163,9 @@ impl Console {
     /// What was sent is done: a `PAUSE` whose answer nobody waits for still pauses.
     pub async fn ask(&self, command: &str) -> Result<Vec<Row>, Error> {
         let answer = self.client.simple_query(command).await;
-        let messages = answer
-            .map_err(|error| Error::Unreachable(format!("PgBouncer at {}: {command}: {}", self.address, said(&error))))?;
+        let messages = answer.map_err(|error| {
+            Error::Unreachable(format!("PgBouncer at {}: {command}: {}", self.address, said(&error)))
+        })?;
         let rows = messages.into_iter().filter_map(|message| match message {
             SimpleQueryMessage::Row(row) => {
                 let names = row.columns().iter().map(|column| column.name().to_owned()).enumerate();
@@ -177,7 +186,8 @@ impl Console {
     ///
     /// As [`ask`](Self::ask).
     pub async fn tell(&self, command: &str) -> Result<Vec<Row>, Error> {
-        let late = |_| Error::Unreachable(format!("PgBouncer at {}: {command}: it does not answer", self.address));
+        let late =
+            |_| Error::Unreachable(format!("PgBouncer at {}: {command}: it does not answer", self.address));
         timeout(PATIENCE, self.ask(command)).await.map_err(late)?
     }
 

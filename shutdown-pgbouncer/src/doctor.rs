@@ -45,7 +45,9 @@ pub async fn diagnose(pgbouncer: &PgBouncer) -> Result<Vec<Diagnosis>, Error> {
     }
     settings(&ini, version.unwrap_or(Version::OLDEST), &mut found);
     match pgbouncer.process(&ini) {
-        None => found.push("there is no pidfile: edits do not reload by themselves, and `stop` has nobody to end".to_owned()),
+        None => found.push(
+            "there is no pidfile: edits do not reload by themselves, and `stop` has nobody to end".to_owned(),
+        ),
         Some(process) => {
             if let Err(why) = process.find().await {
                 found.push(format!("its process is not found: {}", not_found(&why)));
@@ -76,9 +78,14 @@ fn settings(ini: &Ini, version: Version, found: &mut Vec<Diagnosis>) {
     } else if pools_transactions && (prepared == "0" || prepared.is_empty() && !since(24)) {
         found.push("max_prepared_statements is 0: clients that prepare statements fail in this pool_mode; set it to 200".to_owned());
     }
-    let is_open = ["*", "0.0.0.0", "::"].iter().any(|all| value("listen_addr").split(',').any(|address| address.trim() == *all));
+    let is_open = ["*", "0.0.0.0", "::"]
+        .iter()
+        .any(|all| value("listen_addr").split(',').any(|address| address.trim() == *all));
     if is_open && ["any", "trust"].contains(&value("auth_type").as_str()) {
-        found.push(format!("auth_type = {} on every address lets everybody in: set scram-sha-256", value("auth_type")));
+        found.push(format!(
+            "auth_type = {} on every address lets everybody in: set scram-sha-256",
+            value("auth_type")
+        ));
     }
     if value("auth_type") == "md5" || value("auth_type").is_empty() {
         found.push("auth_type is md5: set scram-sha-256 once the user list has verifiers".to_owned());
@@ -104,7 +111,13 @@ fn userlist(path: &Path, ini: &Ini, found: &mut Vec<Diagnosis>) {
             user.name
         ));
     }
-    for admin in ini.parameter("admin_users").unwrap_or_default().split(',').map(str::trim).filter(|name| !name.is_empty()) {
+    for admin in ini
+        .parameter("admin_users")
+        .unwrap_or_default()
+        .split(',')
+        .map(str::trim)
+        .filter(|name| !name.is_empty())
+    {
         if !list.users().iter().any(|user| user.name == admin) {
             found.push(format!("admin user {admin:?} is not in the user list {name}"));
         }

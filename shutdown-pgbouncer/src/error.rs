@@ -39,7 +39,11 @@ pub enum Error {
 }
 
 impl Error {
-    pub(crate) fn unwritten(path: impl Into<PathBuf>, doing: &'static str, source: impl Into<io::Error>) -> Self {
+    pub(crate) fn unwritten(
+        path: impl Into<PathBuf>,
+        doing: &'static str,
+        source: impl Into<io::Error>,
+    ) -> Self {
         Self::Unwritten { path: path.into(), doing, source: source.into() }
     }
 }
@@ -56,7 +60,11 @@ impl fmt::Display for Error {
                     Some(pid) => write!(f, "by process {pid}")?,
                     None => f.write_str("by another process")?,
                 }
-                write!(f, ", and still was after {} ms: end that, or wait longer; do not remove the file", waited.as_millis())
+                write!(
+                    f,
+                    ", and still was after {} ms: end that, or wait longer; do not remove the file",
+                    waited.as_millis()
+                )
             }
             Self::Unwritten { path, doing, .. } => {
                 write!(f, "{} cannot be {doing}; nothing is changed", path.display())

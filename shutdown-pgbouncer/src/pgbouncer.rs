@@ -123,7 +123,9 @@ impl PgBouncer {
     ///
     /// [`Error::Unwritten`]: it cannot be read.
     pub fn ini(&self) -> Result<Ini, Error> {
-        std::fs::read(&self.config).map(Ini::new).map_err(|source| Error::unwritten(&self.config, "read", source))
+        std::fs::read(&self.config)
+            .map(Ini::new)
+            .map_err(|source| Error::unwritten(&self.config, "read", source))
     }
 
     /// Where its user list is.
@@ -184,7 +186,11 @@ impl PgBouncer {
     /// # Cancel safety
     ///
     /// As [`add_database`](Self::add_database).
-    pub async fn set_database(&self, name: &DatabaseName, settings: &[(String, String)]) -> Result<Done, Error> {
+    pub async fn set_database(
+        &self,
+        name: &DatabaseName,
+        settings: &[(String, String)],
+    ) -> Result<Done, Error> {
         let editing = self.edit_ini(|ini, _| {
             let Some(there) = find(ini, name.as_str()) else {
                 return Err(format!("there is no database {name}: add it first"));
@@ -223,8 +229,7 @@ impl PgBouncer {
         };
         match removal {
             Removal::Drained(within) => {
-                let paused =
-                    Paused::until(&address, Some(name), true, Instant::now() + within).await?;
+                let paused = Paused::until(&address, Some(name), true, Instant::now() + within).await?;
                 let done = editing.finish(expected).await;
                 if done.is_ok() {
                     // It is gone, and with it what it was.
@@ -298,7 +303,14 @@ impl PgBouncer {
     /// Dropped, it may have reloaded.
     pub async fn reload(&self) -> Result<Reloaded, Error> {
         let ini = self.ini()?;
-        reload(&ini, &self.console(&ini), self.process(&ini).as_ref(), &Expected::databases(), &mut Vec::new()).await
+        reload(
+            &ini,
+            &self.console(&ini),
+            self.process(&ini).as_ref(),
+            &Expected::databases(),
+            &mut Vec::new(),
+        )
+        .await
     }
 
     /// Keeps a copy of a file.
@@ -324,7 +336,12 @@ impl PgBouncer {
     /// # Errors
     ///
     /// [`Error::Locked`], [`Error::Unwritten`].
-    pub fn prune(&self, file: &Path, max_age: Option<Duration>, keep: Option<usize>) -> Result<Vec<Backup>, Error> {
+    pub fn prune(
+        &self,
+        file: &Path,
+        max_age: Option<Duration>,
+        keep: Option<usize>,
+    ) -> Result<Vec<Backup>, Error> {
         let _locked = Locked::take(file, self.patience)?;
         let now = SystemTime::now();
         let is_old = |backup: &Backup| {
@@ -437,7 +454,10 @@ impl PgBouncer {
         Ok(Editing { of: self, file: self.config.clone(), locked, old, new, ini: Some(ini), notes })
     }
 
-    fn edit_userlist(&self, change: impl FnOnce(&mut Userlist, &mut Vec<String>)) -> Result<Editing<'_>, Error> {
+    fn edit_userlist(
+        &self,
+        change: impl FnOnce(&mut Userlist, &mut Vec<String>),
+    ) -> Result<Editing<'_>, Error> {
         let file = self.userlist_path()?;
         let locked = Locked::take_or_make(&file, self.patience)?;
         let old = locked.read()?;
@@ -500,7 +520,9 @@ impl Editing<'_> {
             (Reload::Never, _) => Err("--no-reload".to_owned()),
             (Reload::Always, _) => Ok(()),
             (Reload::IfRunning, None) => Err(format!("{} has no pidfile", of.config.display())),
-            (Reload::IfRunning, Some(process)) => process.find().await.map(drop).map_err(|why| not_found(&why)),
+            (Reload::IfRunning, Some(process)) => {
+                process.find().await.map(drop).map_err(|why| not_found(&why))
+            }
         };
         let reloaded = match told {
             Err(why) => Ok(Reloaded::NotAsked(why)),
@@ -511,15 +533,20 @@ impl Editing<'_> {
             Err(Error::Unverified(why)) => {
                 locked.write(&old)?;
                 let before = Expected::nothing();
-                let again = reload(&Ini::new(old), &console, process.as_ref(), &before, &mut Vec::new()).await;
+                let again =
+                    reload(&Ini::new(old), &console, process.as_ref(), &before, &mut Vec::new()).await;
                 let name = file.display();
                 Err(Error::Unverified(match again {
                     Ok(_) => format!("{why}; {name} is rolled back, and PgBouncer has reloaded it"),
-                    Err(error) => format!("{why}; {name} is rolled back, but PgBouncer was not told: {error}"),
+                    Err(error) => {
+                        format!("{why}; {name} is rolled back, but PgBouncer was not told: {error}")
+                    }
                 }))
             }
             // It is written, and nobody has refused it.
-            Err(error) => Err(Error::Unverified(format!("{} is written, but not reloaded: {error}", file.display()))),
+            Err(error) => {
+                Err(Error::Unverified(format!("{} is written, but not reloaded: {error}", file.display())))
+            }
         }
     }
 }

@@ -76,7 +76,9 @@ pub(crate) async fn reload(
             let Some(process) = process else { return Err(unseen) };
             match process.signal(StopSignal::Hup).await {
                 Ok(pid) => Ok(Reloaded::Signalled { pid, unseen: unseen.to_string() }),
-                Err(why) => Err(Error::Unreachable(format!("{unseen}; and by its PID file: {}", not_found(&why)))),
+                Err(why) => {
+                    Err(Error::Unreachable(format!("{unseen}; and by its PID file: {}", not_found(&why))))
+                }
             }
         }
     }
@@ -110,9 +112,15 @@ async fn reload_and_look(
     }
     if let Some((key, value)) = &expected.parameter {
         let after = parameter(console, key).await?;
-        if after.as_ref().is_some_and(|row| row.get("changeable").is_some_and(|changeable| changeable == "no")) {
+        if after
+            .as_ref()
+            .is_some_and(|row| row.get("changeable").is_some_and(|changeable| changeable == "no"))
+        {
             notes.push(format!("{key} needs a restart of PgBouncer"));
-        } else if value_of(&after) != Some(value.as_str()) && value_of(&after) == value_of(&before) && !is_same(value, value_of(&before)) {
+        } else if value_of(&after) != Some(value.as_str())
+            && value_of(&after) == value_of(&before)
+            && !is_same(value, value_of(&before))
+        {
             let is = value_of(&after).unwrap_or("nothing");
             return Err(Error::Unverified(format!("PgBouncer has {key} = {is} still")));
         }
@@ -120,7 +128,9 @@ async fn reload_and_look(
     if let Some(user) = &expected.user {
         let rows = console.tell("SHOW USERS").await?;
         if !rows.iter().any(|row| row.get("name") == Some(user)) {
-            return Err(Error::Unverified(format!("PgBouncer does not have user {user:?}: its auth_file may be another one")));
+            return Err(Error::Unverified(format!(
+                "PgBouncer does not have user {user:?}: its auth_file may be another one"
+            )));
         }
     }
     Ok(())
@@ -177,7 +187,9 @@ fn wanted(name: &str, connection: &Connection) -> Vec<(&'static [&'static str], 
         wanted.push((&["host"], host.to_owned()));
     }
     let mut number = |key: &str, columns: &'static [&'static str]| {
-        if let Some(value) = connection.get(key).filter(|value| value.parse::<u32>().is_ok_and(|n| n.to_string() == *value)) {
+        if let Some(value) =
+            connection.get(key).filter(|value| value.parse::<u32>().is_ok_and(|n| n.to_string() == *value))
+        {
             wanted.push((columns, value.to_owned()));
         }
     };

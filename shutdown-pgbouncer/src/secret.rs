@@ -66,7 +66,10 @@ pub fn alter_role(user: &UserName, secret: &Secret) -> String {
 /// Dropped, the statement may have been run.
 pub async fn run(server: &str, statement: &str) -> Result<(), Error> {
     let unreachable = |error: &tokio_postgres::Error| {
-        Error::Unreachable(format!("the database server did not take the secret: {}", crate::console::said(error)))
+        Error::Unreachable(format!(
+            "the database server did not take the secret: {}",
+            crate::console::said(error)
+        ))
     };
     let (client, connection) =
         tokio_postgres::connect(server, tokio_postgres::NoTls).await.map_err(|error| unreachable(&error))?;

@@ -125,8 +125,9 @@ fn resolve(path: &Path) -> Result<PathBuf, Error> {
     if !metadata.is_file() {
         return Err(failed(io::Error::other("it is no regular file")));
     }
-    let projected = [path, &target].iter().any(|path| directory(path).join("..data").symlink_metadata().is_ok())
-        || target.components().any(|part| part.as_os_str() == "..data");
+    let projected =
+        [path, &target].iter().any(|path| directory(path).join("..data").symlink_metadata().is_ok())
+            || target.components().any(|part| part.as_os_str() == "..data");
     if projected {
         let why = "it is a mounted ConfigMap or Secret, which Kubernetes writes: change that, not the file";
         return Err(failed(io::Error::other(why)));

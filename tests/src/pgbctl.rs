@@ -25,7 +25,8 @@ pub const INI: &str = "; who edits this by hand?\n\
     server_reset_query = DISCARD ALL\n";
 
 /// What stands in the user list.
-pub const USERLIST: &str = ";two of us\n\"postgres\" \"md5aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa\"\n\"o\"\"neil\" \"plain\"\n";
+pub const USERLIST: &str =
+    ";two of us\n\"postgres\" \"md5aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa\"\n\"o\"\"neil\" \"plain\"\n";
 
 /// The scripts that are in use elsewhere, without their containers: `$1` is the file, `$2` the name. What they do before the lock they
 /// do here before a pause, so that it is seen when several run at once.
@@ -185,8 +186,9 @@ impl Files {
     /// If it cannot be read.
     pub fn names(&self) -> Vec<String> {
         let entries = fs::read_dir(self.dir.path()).expect("a directory");
-        let mut names: Vec<_> =
-            entries.map(|entry| entry.expect("readable").file_name().to_string_lossy().into_owned()).collect();
+        let mut names: Vec<_> = entries
+            .map(|entry| entry.expect("readable").file_name().to_string_lossy().into_owned())
+            .collect();
         names.sort();
         names
     }

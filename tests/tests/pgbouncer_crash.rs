@@ -28,7 +28,8 @@ fn edited() -> String {
 
 /// From the first call that touches the files.
 fn inside(calls: Vec<Call>) -> Vec<Call> {
-    let first = calls.iter().position(|call| call.text.contains("pgbouncer.ini\"") && !call.text.starts_with("exec"));
+    let first =
+        calls.iter().position(|call| call.text.contains("pgbouncer.ini\"") && !call.text.starts_with("exec"));
     calls.into_iter().skip(first.expect("it looks for its file")).collect()
 }
 
@@ -81,9 +82,16 @@ fn random_kills_never_leave_a_file_that_is_neither() {
         ended(process);
         let after = fs::read_to_string(files.ini()).expect("it is there at every moment");
         assert!(after == INI || after == new, "{after}");
-        if after == INI { old_ones += 1 } else { new_ones += 1 }
+        if after == INI {
+            old_ones += 1
+        } else {
+            new_ones += 1
+        }
         files.run(&EDIT).well();
-        assert_eq!((fs::read_to_string(files.ini()).expect("it is there"), files.leftovers()), (new.clone(), vec![]));
+        assert_eq!(
+            (fs::read_to_string(files.ini()).expect("it is there"), files.leftovers()),
+            (new.clone(), vec![])
+        );
     }
     println!("{rounds} kills: {old_ones} old, {new_ones} new");
 }
@@ -99,8 +107,12 @@ fn what_the_system_refuses_is_exit_4_with_one_line_and_the_old_file_is_there() {
     let replaced = reference.iter().rposition(|call| call.name == "rename").expect("a rename");
     let mut failed = 0;
     for (place, call) in reference.iter().enumerate() {
-        let refusable = ["openat", "write", "fsync", "rename", "renameat2", "fchown", "fchmod", "flock", "utimensat"];
-        if !refusable.contains(&call.name.as_str()) || call.text.starts_with("write(1") || call.text.contains("/proc/") {
+        let refusable =
+            ["openat", "write", "fsync", "rename", "renameat2", "fchown", "fchmod", "flock", "utimensat"];
+        if !refusable.contains(&call.name.as_str())
+            || call.text.starts_with("write(1")
+            || call.text.contains("/proc/")
+        {
             continue;
         }
         for error in ["ENOSPC", "EIO"] {
@@ -109,7 +121,10 @@ fn what_the_system_refuses_is_exit_4_with_one_line_and_the_old_file_is_there() {
             let after = fs::read_to_string(files.ini()).expect("it is there");
             if ran.code == Some(0) {
                 // A directory that cannot be looked through for leftovers; a log that does not listen.
-                assert!(after == new && !["write", "fsync", "rename"].contains(&call.name.as_str()), "{call:?}: {ran:?}");
+                assert!(
+                    after == new && !["write", "fsync", "rename"].contains(&call.name.as_str()),
+                    "{call:?}: {ran:?}"
+                );
                 continue;
             }
             ran.failed(4);
@@ -125,7 +140,10 @@ fn what_the_system_refuses_is_exit_4_with_one_line_and_the_old_file_is_there() {
 /// Runs a script in a mount namespace of its own, in which this process is root; `$1` is the directory of the files, `$0` pgbctl.
 fn with_mounts(files: &Files, script: &str) -> Ran {
     let mut command = Command::new("unshare");
-    command.args(["--user", "--map-root-user", "--mount", "sh", "-euc", script]).arg(binary("pgbctl")).arg(files.dir());
+    command
+        .args(["--user", "--map-root-user", "--mount", "sh", "-euc", script])
+        .arg(binary("pgbctl"))
+        .arg(files.dir());
     command.env("PGBCTL_CONFIG", files.ini()).env("PGBCTL_USERLIST", files.userlist());
     run(&mut command)
 }
@@ -151,7 +169,10 @@ fn a_full_disk_is_exit_4_and_the_old_file_is_whole() {
         "#,
     );
     let said = ran.well();
-    assert!(said.starts_with("exit 4\nsame\nballast\nbefore\npgbouncer.ini\npgbouncer.ini.lock\nBacked up to: "), "{said}");
+    assert!(
+        said.starts_with("exit 4\nsame\nballast\nbefore\npgbouncer.ini\npgbouncer.ini.lock\nBacked up to: "),
+        "{said}"
+    );
     assert!(ran.stderr.contains("No space left on device") && ran.stderr.lines().count() == 1, "{ran:?}");
     assert!(!said.contains(".tmp") && !said.contains(".pending"), "{said}");
 }
@@ -168,10 +189,15 @@ const ALONE: &str = r#"
 fn a_file_that_is_mounted_alone_is_written_in_place_and_keeps_its_inode() {
     let files = Files::default();
     let inode = fs::metadata(files.ini()).expect("it is there").ino();
-    let script = format!("{ALONE}\n\"$0\" db add proj_new; \"$0\" db set proj_new --pool-size 7; \"$0\" db remove platform; ls -A \"$1/alone\"");
+    let script = format!(
+        "{ALONE}\n\"$0\" db add proj_new; \"$0\" db set proj_new --pool-size 7; \"$0\" db remove platform; ls -A \"$1/alone\""
+    );
     let ran = with_mounts(&files, &script);
     let after = fs::read_to_string(files.ini()).expect("it is there");
-    assert!(ran.well().contains("Removed platform") && after.contains("dbname=proj_new pool_size=7"), "{ran:?}\n{after}");
+    assert!(
+        ran.well().contains("Removed platform") && after.contains("dbname=proj_new pool_size=7"),
+        "{ran:?}\n{after}"
+    );
     assert!(!after.contains("platform ") && after.ends_with("server_reset_query = DISCARD ALL\n"), "{after}");
     assert_eq!(fs::metadata(files.ini()).expect("it is there").ino(), inode);
     assert!(!ran.stdout.contains(".pending") && !ran.stdout.contains(".tmp"), "{ran:?}");
@@ -269,7 +295,8 @@ fn owner_and_mode_stay_and_who_may_not_write_changes_nothing() {
         // Another user, in a directory and for a file that are not its own.
         let mut command = Command::new("setpriv");
         command.args(["--reuid=65533", "--regid=65533", "--clear-groups", "--"]);
-        let place = tempfile::Builder::new().prefix("shutdown-").tempdir_in("/tmp").expect("a temporary directory");
+        let place =
+            tempfile::Builder::new().prefix("shutdown-").tempdir_in("/tmp").expect("a temporary directory");
         fs::set_permissions(place.path(), fs::Permissions::from_mode(0o755)).expect("ours");
         let program = place.path().join("pgbctl");
         run(Command::new("install").args(["-m", "755"]).arg(binary("pgbctl")).arg(&program)).well();
@@ -278,7 +305,10 @@ fn owner_and_mode_stay_and_who_may_not_write_changes_nothing() {
         fs::set_permissions(&ini, fs::Permissions::from_mode(0o644)).expect("ours");
         let ran = run(command.arg(&program).arg("--config").arg(&ini).args(EDIT));
         let error = ran.failed(4);
-        assert!(error.contains(&place.path().display().to_string()) && error.contains("Permission denied"), "{error}");
+        assert!(
+            error.contains(&place.path().display().to_string()) && error.contains("Permission denied"),
+            "{error}"
+        );
         assert_eq!(fs::read_to_string(&ini).expect("it is there"), INI);
     }
 }
@@ -308,6 +338,11 @@ fn the_scripts_in_use_leave_nothing_of_a_file_when_their_disk_is_full() {
     );
     let ran = with_mounts(&files, &script);
     let left = fs::read_to_string(files.ini()).expect("it is there");
-    println!("control: a script on a full disk: {} bytes of {} left, {}", left.len(), INI.len(), ran.stdout.trim());
+    println!(
+        "control: a script on a full disk: {} bytes of {} left, {}",
+        left.len(),
+        INI.len(),
+        ran.stdout.trim()
+    );
     assert!(left.len() < INI.len(), "{ran:?}");
 }

@@ -137,7 +137,8 @@ fn the_same_user_set_by_many_at_once_is_there_once_and_never_absent_to_a_reader(
     let count = |file: &Path| lines(file).iter().filter(|line| line.starts_with("\"app\" ")).count();
     println!("{reads} reads, {absent} without the user");
     assert_eq!((count(&files.userlist()), absent), (1, 0));
-    let rest: Vec<_> = lines(&files.userlist()).into_iter().filter(|line| !line.starts_with("\"app\" ")).collect();
+    let rest: Vec<_> =
+        lines(&files.userlist()).into_iter().filter(|line| !line.starts_with("\"app\" ")).collect();
     assert_eq!(rest, USERLIST.lines().collect::<Vec<_>>());
 
     let files = Files::default();
@@ -195,7 +196,10 @@ fn names_that_begin_alike_do_not_disturb_each_other() {
     assert!(after.iter().any(|line| line == "proj_ab = host=postgres port=5432 dbname=proj_ab pool_size=5 reserve_pool=2"));
     files.run(&["db", "remove", "proj_a"]).well();
     let after = files.ini_lines();
-    assert_eq!([entries(&after, "proj_a"), entries(&after, "proj_ab"), entries(&after, "proj_a.b")], [0, 1, 1]);
+    assert_eq!(
+        [entries(&after, "proj_a"), entries(&after, "proj_ab"), entries(&after, "proj_a.b")],
+        [0, 1, 1]
+    );
     files.run(&["db", "remove", "proj_a.b"]).well();
     assert_eq!(fs::read_to_string(files.ini()).expect("it is there"), INI);
 }
@@ -213,7 +217,10 @@ fn a_database_is_added_with_the_usual_settings_and_found_so_the_second_time() {
     assert!(files.ini_lines().iter().any(|line| line == entry), "{:#?}", files.ini_lines());
     assert!(files.run(&["db", "add", "proj_abc123"]).well().contains("Nothing to change"));
     let gone = files.run(&["db", "remove", "never_there"]);
-    assert!(gone.well().contains("Nothing to change") && gone.stderr.contains("never_there is not in "), "{gone:?}");
+    assert!(
+        gone.well().contains("Nothing to change") && gone.stderr.contains("never_there is not in "),
+        "{gone:?}"
+    );
 }
 
 #[test]
@@ -227,7 +234,10 @@ fn a_lock_that_another_holds_for_ever_is_exit_3_with_its_number_and_nothing_is_c
     let ran = files.run(&["--lock-timeout", "300ms", "db", "add", "proj_a"]);
     let error = ran.failed(3);
     assert!(watch.elapsed() >= Duration::from_millis(300) && watch.elapsed() < Duration::from_secs(5));
-    assert!(error.contains(&lock.display().to_string()) && error.contains(&holder.id().to_string()), "{error}");
+    assert!(
+        error.contains(&lock.display().to_string()) && error.contains(&holder.id().to_string()),
+        "{error}"
+    );
     assert_eq!(fs::read_to_string(files.ini()).expect("it is there"), INI);
     assert_eq!(files.names(), ["pgbouncer.ini", "pgbouncer.ini.lock", "userlist.txt"]);
 }
@@ -248,7 +258,11 @@ fn who_waits_for_a_lock_file_that_is_removed_waits_for_the_next_one() {
     let waiting = Process::start(&mut files.command(&["db", "add", "proj_a"]));
     // Until it waits for the first one's lock: an arrow marks those that do.
     let watch = Stopwatch::start();
-    while !fs::read_to_string("/proc/locks").expect("/proc").lines().any(|line| line.contains("->") && line.contains(&format!(" {} ", waiting.id()))) {
+    while !fs::read_to_string("/proc/locks")
+        .expect("/proc")
+        .lines()
+        .any(|line| line.contains("->") && line.contains(&format!(" {} ", waiting.id())))
+    {
         assert!(watch.elapsed() < PATIENCE, "it never waits");
         thread::yield_now();
     }
@@ -258,7 +272,11 @@ fn who_waits_for_a_lock_file_that_is_removed_waits_for_the_next_one() {
     first.ended(PATIENCE);
     // It has the removed one's lock now, and must not be content with that.
     let watch = Stopwatch::start();
-    while !fs::read_to_string("/proc/locks").expect("/proc").lines().any(|line| line.contains("->") && line.contains(&format!(" {} ", waiting.id()))) {
+    while !fs::read_to_string("/proc/locks")
+        .expect("/proc")
+        .lines()
+        .any(|line| line.contains("->") && line.contains(&format!(" {} ", waiting.id())))
+    {
         assert!(!waiting.is_over(), "it did not wait for the second lock");
         assert!(watch.elapsed() < PATIENCE, "it never waits");
         thread::yield_now();
@@ -274,7 +292,8 @@ fn who_waits_for_a_lock_file_that_is_removed_waits_for_the_next_one() {
 fn what_cannot_be_a_name_or_a_value_is_exit_2_and_nothing_is_written() {
     let files = Files::default();
     let before = files.names();
-    let names = ["a\nb", "a=b", "a b", "\"", "'", "]", "*", "", &"n".repeat(64), "pgbouncer", "[databases]", "-x"];
+    let names =
+        ["a\nb", "a=b", "a b", "\"", "'", "]", "*", "", &"n".repeat(64), "pgbouncer", "[databases]", "-x"];
     for name in names {
         let ran = files.run(&["db", "add", "--", name]);
         assert_eq!(ran.code, Some(2), "{name:?}: {ran:?}");
@@ -288,9 +307,15 @@ fn what_cannot_be_a_name_or_a_value_is_exit_2_and_nothing_is_written() {
     }
     let spoken = files.run(&["db", "add", "proj_a", "--host", "it's there"]);
     spoken.well();
-    assert!(files.ini_lines().iter().any(|line| line.contains("host='it''s there'")), "{:#?}", files.ini_lines());
+    assert!(
+        files.ini_lines().iter().any(|line| line.contains("host='it''s there'")),
+        "{:#?}",
+        files.ini_lines()
+    );
     files.run(&["db", "remove", "proj_a"]).well();
-    for (key, value) in [("listen_port", "1\n[databases]\nx = host=evil"), ("no_such_key", "1"), ("listen_port\nx", "1")] {
+    for (key, value) in
+        [("listen_port", "1\n[databases]\nx = host=evil"), ("no_such_key", "1"), ("listen_port\nx", "1")]
+    {
         let ran = files.run(&["config", "set", key, value]);
         assert_eq!(ran.code, Some(2), "{key:?}: {ran:?}");
     }
@@ -323,7 +348,10 @@ fn a_file_that_pgbouncer_would_refuse_is_not_edited_and_its_line_is_named() {
     let files = Files::new(INI, "\"a\" \"b\"\n# no comment here\n");
     let ran = files.run(&["user", "add", "app", "--generate"]);
     assert!(ran.failed(2).contains("line 2"), "{ran:?}");
-    assert_eq!(fs::read_to_string(files.userlist()).expect("it is there"), "\"a\" \"b\"\n# no comment here\n");
+    assert_eq!(
+        fs::read_to_string(files.userlist()).expect("it is there"),
+        "\"a\" \"b\"\n# no comment here\n"
+    );
 }
 
 #[test]
@@ -340,7 +368,8 @@ fn backups_are_listed_pruned_and_brought_back() {
     let pruned = files.run(&["backup", "prune", "--keep", "2"]);
     assert!(pruned.well().contains("Removed 3"), "{pruned:?}");
     let listed = files.run(&["backup", "list"]);
-    let newest = listed.well().lines().next().and_then(|line| line.split(' ').next()).expect("one").to_owned();
+    let newest =
+        listed.well().lines().next().and_then(|line| line.split(' ').next()).expect("one").to_owned();
     let before = fs::read(&newest).expect("it is there");
     files.run(&["backup", "restore", &newest]).well();
     assert_eq!(fs::read(files.ini()).expect("it is there"), before);
@@ -363,7 +392,8 @@ fn an_edit_is_one_line_in_the_systems_log_and_never_a_secret() {
     let mut buffer = [0; 4096];
     let mut told = |words: &[&str]| {
         let mut command = files.command(words);
-        let ran = shutdown_tests::pgbctl::run(command.env("PGBCTL_SYSLOG", &socket).env("SECRET", "open sesame"));
+        let ran =
+            shutdown_tests::pgbctl::run(command.env("PGBCTL_SYSLOG", &socket).env("SECRET", "open sesame"));
         ran.well();
         let mut lines = Vec::new();
         while let Ok(length) = log.recv(&mut buffer) {

@@ -57,7 +57,9 @@ pub(super) fn finish(target: &Path) -> io::Result<()> {
             overwrite(&file, new, modified)?;
             tracing::info!(file = %target.display(), "finished a write that was killed");
         }
-        _ => tracing::warn!(file = %target.display(), "dropped the journal of a killed write: the file was changed since"),
+        _ => {
+            tracing::warn!(file = %target.display(), "dropped the journal of a killed write: the file was changed since")
+        }
     }
     Journal { path }.end()
 }
@@ -124,7 +126,11 @@ mod tests {
     fn what_a_killed_write_leaves_is_finished_at_every_byte_and_what_another_wrote_is_kept() {
         let dir = tempfile::tempdir().unwrap();
         let target = dir.path().join("file");
-        for (old, new) in [("short", "much longer than that"), ("much longer than that", "short"), ("same size", "SAME SIZE")] {
+        for (old, new) in [
+            ("short", "much longer than that"),
+            ("much longer than that", "short"),
+            ("same size", "SAME SIZE"),
+        ] {
             for reached in 0..=new.len() {
                 let mut torn = old.as_bytes().to_vec();
                 torn.resize(old.len().max(reached), 0);

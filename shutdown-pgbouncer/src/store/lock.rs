@@ -75,7 +75,8 @@ fn wait(file: File, until: Instant) -> Result<Option<File>, Error> {
 
 /// The lock file, made if it is missing. Never truncated or written: it is also others'.
 fn open_lock(path: &Path) -> io::Result<File> {
-    let flags = i32::try_from((OFlags::NOFOLLOW | OFlags::NONBLOCK).bits()).expect("the flags of open(2) are an int");
+    let flags =
+        i32::try_from((OFlags::NOFOLLOW | OFlags::NONBLOCK).bits()).expect("the flags of open(2) are an int");
     let mut options = OpenOptions::new();
     options.custom_flags(flags).read(true);
     match options.clone().write(true).create(true).truncate(false).mode(0o644).open(path) {

@@ -28,7 +28,11 @@ pub(super) fn write(target: &Path, bytes: &[u8]) -> io::Result<Written> {
                 return Ok(Written::Replaced);
             }
             // A mount point, or on another file system than its directory: it was mounted alone.
-            Err(error) if matches!(error.raw_os_error().map(Errno::from_raw_os_error), Some(Errno::BUSY | Errno::XDEV)) => {}
+            Err(error)
+                if matches!(
+                    error.raw_os_error().map(Errno::from_raw_os_error),
+                    Some(Errno::BUSY | Errno::XDEV)
+                ) => {}
             Err(error) => return Err(error),
         }
     }
@@ -112,7 +116,10 @@ impl Temporary {
                 Err(error) if error.kind() == ErrorKind::AlreadyExists => {}
                 Err(error) => {
                     let place = directory(path).display();
-                    return Err(io::Error::new(error.kind(), format!("no file can be made in {place}: {error}")));
+                    return Err(io::Error::new(
+                        error.kind(),
+                        format!("no file can be made in {place}: {error}"),
+                    ));
                 }
             }
         }

@@ -47,7 +47,8 @@ impl Answer {
 
     /// What became of an edit; `what` says what was meant, as `added orders`.
     pub(crate) fn of_edit(done: &Done, what: &[String]) -> Self {
-        let mut answer = Self::default().with("changed", done.changed).with("file", done.file.display().to_string());
+        let mut answer =
+            Self::default().with("changed", done.changed).with("file", done.file.display().to_string());
         if let Some(backup) = &done.backup {
             answer = answer
                 .line(format!("Backed up to: {}", backup.display()))
@@ -67,15 +68,18 @@ impl Answer {
 
     pub(crate) fn of_reload(self, reloaded: &Reloaded) -> Self {
         match reloaded {
-            Reloaded::Verified => self.line("Reloaded PgBouncer, which runs by it").with("reload", "verified"),
+            Reloaded::Verified => {
+                self.line("Reloaded PgBouncer, which runs by it").with("reload", "verified")
+            }
             Reloaded::Signalled { pid, unseen } => self
                 .line(format!("Reloaded PgBouncer by SIGHUP (process {pid})"))
                 .warning(format!("nobody has looked whether it took it: {unseen}"))
                 .with("reload", "signalled")
                 .with("pid", *pid),
-            Reloaded::NotAsked(why) => {
-                self.line(format!("Not reloaded: {why}")).with("reload", "not asked").with("why", why.as_str())
-            }
+            Reloaded::NotAsked(why) => self
+                .line(format!("Not reloaded: {why}"))
+                .with("reload", "not asked")
+                .with("why", why.as_str()),
             _ => self,
         }
     }

@@ -23,7 +23,8 @@ pub(crate) fn tell(what: &str, done: &Done) {
         Some(path) => syslog::unix_custom(formatter, PathBuf::from(path)),
         None => syslog::unix(formatter),
     };
-    let backup = done.backup.as_deref().map_or_else(String::new, |backup| format!(" backup={}", shown(backup)));
+    let backup =
+        done.backup.as_deref().map_or_else(String::new, |backup| format!(" backup={}", shown(backup)));
     // Behind sudo the one who typed it.
     let user = ["SUDO_USER", "USER"].iter().find_map(|name| std::env::var(name).ok());
     let user = user.unwrap_or_else(|| rustix::process::getuid().as_raw().to_string());

@@ -21,7 +21,13 @@ use shutdown_pgbouncer::{ConsoleAddress, DatabaseName, UserName, Version};
 )]
 pub(crate) struct Flags {
     /// PgBouncer's configuration file
-    #[arg(long, global = true, value_name = "FILE", env = "PGBCTL_CONFIG", default_value = "/etc/pgbouncer/pgbouncer.ini")]
+    #[arg(
+        long,
+        global = true,
+        value_name = "FILE",
+        env = "PGBCTL_CONFIG",
+        default_value = "/etc/pgbouncer/pgbouncer.ini"
+    )]
     pub(crate) config: PathBuf,
     /// The user list; default: the configuration's auth_file
     #[arg(long, global = true, value_name = "FILE", env = "PGBCTL_USERLIST")]
@@ -285,7 +291,8 @@ fn duration(text: &str) -> Result<Duration, String> {
 fn age(text: &str) -> Result<Duration, String> {
     for (unit, seconds) in [("d", 86_400), ("h", 3_600)] {
         if let Some(number) = text.strip_suffix(unit) {
-            let number: u32 = number.parse().map_err(|_| format!("{text:?} is no age: write it as 7d or 12h"))?;
+            let number: u32 =
+                number.parse().map_err(|_| format!("{text:?} is no age: write it as 7d or 12h"))?;
             return Ok(Duration::from_secs(u64::from(number) * seconds));
         }
     }

@@ -12,8 +12,8 @@ use clap::{CommandFactory, Parser};
 use serde_json::{Value, json};
 use shutdown_core::companions::Ending;
 use shutdown_pgbouncer::{
-    Connection, Console, Done, Error, Paused, PgBouncer, Reload, Reloaded, Removal, Secret, UserName, Userlist,
-    Version, check, diagnose, drain, secret, whole,
+    Capacity, Connection, Console, Done, Error, Paused, PgBouncer, Reload, Reloaded, Removal, Secret,
+    UserName, Userlist, Version, check, diagnose, drain, secret, whole,
 };
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::time::Instant;
@@ -35,7 +35,10 @@ fn main() -> ExitCode {
         Ok(Ended::Answered(Ok(answer))) => answer.print(json),
         Ok(Ended::Answered(Err(error))) | Err(error) => fail(&error, json),
         Ok(Ended::Signalled(number)) => {
-            let _ = io::Write::write_all(&mut io::stderr(), b"pgbctl: ended by a signal; what was paused goes on\n");
+            let _ = io::Write::write_all(
+                &mut io::stderr(),
+                b"pgbctl: ended by a signal; what was paused goes on\n",
+            );
             128 + number
         }
     })
@@ -69,7 +72,9 @@ async fn run(flags: &Flags) -> Result<Answer, Error> {
         }
         Command::Config(Config::Get { key }) => {
             let value = whole(pgbouncer.config())?.parameter(key);
-            let value = value.ok_or_else(|| Error::Input(format!("{key} is not set in {}", pgbouncer.config().display())))?;
+            let value = value.ok_or_else(|| {
+                Error::Input(format!("{key} is not set in {}", pgbouncer.config().display()))
+            })?;
             Ok(Answer::default().line(value.clone()).with(key, value))
         }
         Command::Backup(backup) => backups(&pgbouncer, backup).await,
@@ -82,7 +87,9 @@ async fn run(flags: &Flags) -> Result<Answer, Error> {
         Command::Pause { database, deadline } => {
             let address = pgbouncer.console(&pgbouncer.ini()?);
             Paused::until(&address, database.as_ref(), false, Instant::now() + *deadline).await?.keep();
-            Ok(Answer::default().line("Paused: no transaction is open, and none begins before `pgbctl resume`").with("paused", true))
+            Ok(Answer::default()
+                .line("Paused: no transaction is open, and none begins before `pgbctl resume`")
+                .with("paused", true))
         }
         Command::Resume { database } => {
             let console = Console::open(&pgbouncer.console(&pgbouncer.ini()?)).await?;
@@ -98,7 +105,9 @@ async fn run(flags: &Flags) -> Result<Answer, Error> {
         }
         Command::Drain { deadline } => {
             drain(&pgbouncer.console(&pgbouncer.ini()?), Instant::now() + *deadline).await?;
-            Ok(Answer::default().line("Drained: its transactions have ended, and it shuts down").with("drained", true))
+            Ok(Answer::default()
+                .line("Drained: its transactions have ended, and it shuts down")
+                .with("drained", true))
         }
         Command::Stop { wait: _, ladder } => stopped(&pgbouncer.stop(ladder.clone()).await?),
         Command::Status => status(&pgbouncer).await,
@@ -117,7 +126,9 @@ async fn run(flags: &Flags) -> Result<Answer, Error> {
         }
         Command::Man => {
             let mut text = Vec::new();
-            clap_mangen::Man::new(Flags::command()).render(&mut text).map_err(|source| io_error("the man page", source))?;
+            clap_mangen::Man::new(Flags::command())
+                .render(&mut text)
+                .map_err(|source| io_error("the man page", source))?;
             Ok(Answer::default().line(String::from_utf8_lossy(&text).trim_end()))
         }
     }
@@ -245,9 +256,11 @@ async fn users(pgbouncer: &PgBouncer, user: &User) -> Result<Answer, Error> {
         }
         User::List => {
             let path = pgbouncer.userlist_path()?;
-            let bytes = std::fs::read(&path).map_err(|source| io_error(&path.display().to_string(), source))?;
+            let bytes =
+                std::fs::read(&path).map_err(|source| io_error(&path.display().to_string(), source))?;
             let users = Userlist::new(bytes).users();
-            let list: Vec<_> = users.iter().map(|user| json!({ "name": user.name, "secret": user.kind })).collect();
+            let list: Vec<_> =
+                users.iter().map(|user| json!({ "name": user.name, "secret": user.kind })).collect();
             let answer = Answer::default().with("users", list);
             Ok(users.iter().fold(answer, |answer, user| answer.line(format!("{} {}", user.name, user.kind))))
         }
@@ -265,13 +278,17 @@ fn secret_of(name: &UserName, source: &SecretSource, md5: bool) -> Result<(Secre
     let password = if source.verifier_stdin {
         let text = first_line(stdin()?);
         if !text.starts_with("SCRAM-SHA-256$") && !text.starts_with("md5") {
-            return Err(Error::Input("what stdin has is no verifier: it begins with SCRAM-SHA-256$ or md5".to_owned()));
+            return Err(Error::Input(
+                "what stdin has is no verifier: it begins with SCRAM-SHA-256$ or md5".to_owned(),
+            ));
         }
         return Ok((Secret::new(text).map_err(Error::Input)?, None));
     } else if source.password_stdin {
         first_line(stdin()?)
     } else if let Some(path) = &source.password_file {
-        first_line(std::fs::read_to_string(path).map_err(|source| io_error(&path.display().to_string(), source))?)
+        first_line(
+            std::fs::read_to_string(path).map_err(|source| io_error(&path.display().to_string(), source))?,
+        )
     } else if let Some(variable) = &source.password_env {
         std::env::var(variable).map_err(|_| Error::Input(format!("the environment has no {variable}")))?
     } else {
@@ -347,11 +364,20 @@ async fn checked(flags: &Flags, pgbouncer: &PgBouncer, wanted: &Check) -> Result
         list.push(json!({ "file": file.to_string(), "line": problem.line, "fatal": problem.fatal, "what": problem.what }));
     }
     answer = answer.with("findings", list);
-    let _ = (&ini, wanted.max_connections, wanted.other, wanted.users);
-    if is_bad {
-        return Ok(answer.line(format!("PgBouncer {version} would refuse this")).bad());
+    let mut is_full = false;
+    if let Some(limit) = wanted.max_connections {
+        let capacity = Capacity::of(&ini, wanted.users, wanted.other, limit);
+        is_full = capacity.total_with_reserve() > limit;
+        answer = answer.line(capacity.to_string()).with(
+            "capacity",
+            json!({ "pools": capacity.pools, "reserve": capacity.reserve, "other": capacity.other, "limit": limit }),
+        );
     }
-    Ok(answer.line(format!("PgBouncer {version} takes this")))
+    let answer = match is_bad {
+        true => answer.line(format!("PgBouncer {version} would refuse this")),
+        false => answer.line(format!("PgBouncer {version} takes this")),
+    };
+    Ok(if is_bad || is_full { answer.bad() } else { answer })
 }
 
 /// The version of the one that runs, if its console can be reached.
@@ -367,11 +393,13 @@ async fn status(pgbouncer: &PgBouncer) -> Result<Answer, Error> {
     let (version, pools) = (console.version().await, console.tell("SHOW POOLS").await);
     console.close().await;
     let (version, pools) = (version?, pools?);
-    const COLUMNS: [&str; 7] = ["database", "user", "cl_active", "cl_waiting", "sv_active", "sv_idle", "maxwait"];
+    const COLUMNS: [&str; 7] =
+        ["database", "user", "cl_active", "cl_waiting", "sv_active", "sv_idle", "maxwait"];
     let mut rows = vec![COLUMNS.map(ToOwned::to_owned)];
     rows.extend(pools.iter().map(|row| COLUMNS.map(|column| row.get(column).cloned().unwrap_or_default())));
-    let widths: Vec<_> =
-        (0..COLUMNS.len()).map(|at| rows.iter().map(|row| row[at].chars().count()).max().unwrap_or(0)).collect();
+    let widths: Vec<_> = (0..COLUMNS.len())
+        .map(|at| rows.iter().map(|row| row[at].chars().count()).max().unwrap_or(0))
+        .collect();
     let answer = Answer::default().line(format!("PgBouncer {version}")).with("version", version.to_string());
     let answer = answer.with("pools", pools.iter().map(|row| json!(row)).collect::<Vec<_>>());
     Ok(rows.iter().fold(answer, |answer, row| {
@@ -383,9 +411,12 @@ async fn status(pgbouncer: &PgBouncer) -> Result<Answer, Error> {
 fn stopped(ending: &Ending) -> Result<Answer, Error> {
     let answer = Answer::default().with("outcome", ending.as_str());
     match ending {
-        Ending::Exited { pid, .. } => Ok(answer.line(format!("PgBouncer (process {pid}) has ended")).with("pid", *pid)),
+        Ending::Exited { pid, .. } => {
+            Ok(answer.line(format!("PgBouncer (process {pid}) has ended")).with("pid", *pid))
+        }
         Ending::Escalated { pid, signal, .. } => {
-            let line = format!("PgBouncer (process {pid}) has ended, after signal {signal}: what was open is cut");
+            let line =
+                format!("PgBouncer (process {pid}) has ended, after signal {signal}: what was open is cut");
             Ok(answer.line(line).with("pid", *pid).with("signal", *signal))
         }
         Ending::NotRunning(why) => Ok(answer.line(format!("Nothing to stop: {why}"))),

@@ -6,7 +6,7 @@ use std::process::Command;
 
 use super::{Pgbouncer, as_user, ask};
 use crate::client::get;
-use crate::process::{Process, binary};
+use crate::process::Process;
 
 /// Who runs the PgBouncers: as it, an exporter needs no password.
 const USER: &str = "postgres";
@@ -26,9 +26,7 @@ pub struct Exporter {
 /// If there is none, or one that does not run.
 pub fn exporters() -> Vec<Exporter> {
     let programs: Vec<PathBuf> = match std::env::var_os("PGBOUNCER_EXPORTERS") {
-        Some(paths) => {
-            std::env::split_paths(&paths).filter(|path| !path.as_os_str().is_empty()).collect()
-        }
+        Some(paths) => std::env::split_paths(&paths).filter(|path| !path.as_os_str().is_empty()).collect(),
         None => {
             let target = target();
             let suites = ["exporter-trixie", "exporter-sid"].iter();
@@ -45,15 +43,14 @@ pub fn missing_exporters() -> String {
     std::env::var("PGBOUNCER_EXPORTERS_MISSING").unwrap_or_default()
 }
 
-/// The target folder, whose profile this test was built in.
+/// The target folder that this test was built in.
 ///
 /// # Panics
 ///
-/// If the programs of this workspace are not built.
+/// If it does not stand in `target/<profile>/deps`.
 pub fn target() -> PathBuf {
-    let program = binary("pgbctl");
-    let profile = program.parent().expect("a file is in a directory");
-    profile.parent().expect("a profile is in the target folder").to_owned()
+    let this = std::env::current_exe().expect("a program knows its own path");
+    this.ancestors().nth(3).expect("tests live in target/<profile>/deps").to_owned()
 }
 
 impl Exporter {
@@ -73,10 +70,11 @@ impl Exporter {
     /// If it does not listen or not answer.
     pub fn scrape(&self, pgbouncer: &Pgbouncer, arguments: &[String]) -> String {
         let dir = pgbouncer.socket_dir().display().to_string();
-        let arguments = arguments.iter().map(|argument| match argument.strip_prefix("--web.listen-address=") {
-            Some(_) => "--web.listen-address=127.0.0.1:0".to_owned(),
-            None => argument.replace("/run/pgbouncer", &dir),
-        });
+        let arguments =
+            arguments.iter().map(|argument| match argument.strip_prefix("--web.listen-address=") {
+                Some(_) => "--web.listen-address=127.0.0.1:0".to_owned(),
+                None => argument.replace("/run/pgbouncer", &dir),
+            });
         let process = Process::start(as_user(USER, Path::new(&self.program)).args(arguments));
         let line = process.stderr_line(|line| line.contains(LISTENS));
         let (_, address) = line.split_once("address=").expect("it says where");

@@ -16,11 +16,14 @@ use crate::settings::with_server;
 use crate::{file, name_what_is_missing, replaced};
 
 const USERS: &str = "\"app\" \"a password\"\n";
+/// How long a PgBouncer that is sent TERM may take in the manifests: grace.rs.
+const TERM: Duration = Duration::from_secs(5);
 /// Written once it listens.
 const READY: &str = "process up: ";
 
-fn pooler() -> Value {
-    let containers = containers(&file("deploy/pgbouncer/kubernetes/pgbouncer.yaml"));
+/// The container of a manifest that is PgBouncer.
+fn pooler(manifest: &str) -> Value {
+    let containers = containers(&file(&format!("deploy/pgbouncer/kubernetes/{manifest}")));
     containers.into_iter().find(|container| container["name"] == "pgbouncer").expect("PgBouncer")
 }
 
@@ -117,8 +120,9 @@ fn server() -> (Postgres, String) {
 fn the_manifests_hook_lets_a_transaction_end_and_then_ends_with_pgbouncer() {
     name_what_is_missing();
     let (postgres, settings) = server();
-    let command = script(&pooler()["command"]);
-    let hook = script(&pooler()["lifecycle"]["preStop"]["exec"]["command"]);
+    let pooler = pooler("pgbouncer.yaml");
+    let command = script(&pooler["command"]);
+    let hook = script(&pooler["lifecycle"]["preStop"]["exec"]["command"]);
     // The nodes are told in this test already.
     let hook = replaced(&hook, "sleep 3; ", "");
     let patience = Duration::from_secs(15);
@@ -145,8 +149,41 @@ fn the_manifests_hook_lets_a_transaction_end_and_then_ends_with_pgbouncer() {
         assert_eq!(hook.exit_code(PATIENCE), 0, "{}", hook.stderr());
         let mut kubelet = contained.run("kill -TERM 1");
         kubelet.ended(PATIENCE);
-        contained.process.ended(patience);
+        contained.process.ended(TERM);
         assert_ne!(client.exit_code(PATIENCE), 0, "PgBouncer {installed}: it committed after all");
+    }
+}
+
+#[test]
+fn a_sidecar_is_gone_when_it_is_sent_term_after_its_clients() {
+    name_what_is_missing();
+    let (postgres, settings) = server();
+    let command = script(&pooler("app-with-sidecar.yaml")["command"]);
+    for installed in pgbouncers() {
+        let contained = Contained::start(&installed, installed.lay_out(&settings, USERS), &command);
+        let mut contained = contained.unwrap_or_else(|said| panic!("{installed}: {said}"));
+        // Its connection to the server stays in the pool.
+        assert_eq!(contained.transaction(&postgres, "0").exit_code(PATIENCE), 0);
+        let mut kubelet = contained.run("kill -TERM 1");
+        let begin = Stopwatch::start();
+        kubelet.ended(PATIENCE);
+        contained.process.ended(TERM);
+        println!("PgBouncer {installed}: gone after {:?}", begin.elapsed());
+
+        // With a client TERM is not enough from 1.23 on, which is why it comes after the application.
+        if installed.is_at_least((1, 23)) {
+            let contained = Contained::start(&installed, installed.lay_out(&settings, USERS), &command);
+            let mut contained = contained.unwrap_or_else(|said| panic!("{installed}: {said}"));
+            let mut client = contained.transaction(&postgres, "2.5");
+            contained.run("kill -TERM 1").ended(PATIENCE);
+            assert_eq!(
+                client.exit_code(PATIENCE),
+                0,
+                "PgBouncer {installed} did not wait: {}",
+                client.stderr()
+            );
+            contained.process.ended(TERM);
+        }
     }
 }
 
@@ -154,7 +191,7 @@ fn the_manifests_hook_lets_a_transaction_end_and_then_ends_with_pgbouncer() {
 fn the_pid_file_of_a_killed_container_does_not_keep_the_next_one_from_starting() {
     name_what_is_missing();
     let (_postgres, settings) = server();
-    let command = script(&pooler()["command"]);
+    let command = script(&pooler("pgbouncer.yaml")["command"]);
     let bare = replaced(&command, "rm -f /run/pgbouncer/pgbouncer.pid && ", "");
     for installed in pgbouncers() {
         let left = || {

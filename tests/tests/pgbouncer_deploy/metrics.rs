@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::path::Path;
 use std::process::Command;
 
-use serde_json::Value;
+use serde_json::{Value, json};
 use shutdown_tests::servers::{Pooling, Postgres, exporters, missing_exporters, pgbouncers};
 
 use crate::manifests::containers;
@@ -109,14 +109,43 @@ fn values<'a>(document: &'a Value, key: &str, found: &mut Vec<&'a Value>) {
     }
 }
 
+fn dashboard() -> Value {
+    serde_json::from_str(&file("deploy/pgbouncer/grafana/pgbouncer.json")).expect("JSON")
+}
+
+#[test]
+fn every_question_of_the_dashboard_is_one() {
+    let dashboard = dashboard();
+    let mut questions = Vec::new();
+    values(&dashboard, "expr", &mut questions);
+    assert!(questions.len() >= 12, "{questions:?}");
+    // What Grafana puts in.
+    let filled = |question: &Value| {
+        let filled = text_of(question).replace("$__rate_interval", "2m").replace("$instance", ".+");
+        filled.replace("$database", "app|other")
+    };
+    let check = |questions: Vec<String>| {
+        let rules: Vec<_> =
+            questions.iter().map(|expr| json!({ "record": "answer", "expr": expr })).collect();
+        // JSON is YAML, too.
+        let rules = json!({ "groups": [{ "name": "dashboard", "rules": rules }] }).to_string();
+        promtool(["check", "rules"], "dashboard.yml", "dashboard.yml", &rules)
+    };
+    let (green, words) = check(questions.iter().map(|question| filled(question)).collect());
+    assert!(green, "{words}");
+    for question in questions {
+        let (green, words) = check(vec![filled(question) + ")"]);
+        assert!(!green && words.contains("could not parse expression"), "{words}");
+    }
+}
+
 /// What each file names: `(where, metric)`.
 fn named() -> BTreeSet<(&'static str, String)> {
     let mut named = BTreeSet::new();
     for rule in rules() {
         named.extend(metrics_in(&text_of(&rule["expr"])).into_iter().map(|name| ("the rules", name)));
     }
-    let dashboard: Value =
-        serde_json::from_str(&file("deploy/pgbouncer/grafana/pgbouncer.json")).expect("JSON");
+    let dashboard = dashboard();
     let mut texts = Vec::new();
     values(&dashboard, "expr", &mut texts);
     values(&dashboard, "query", &mut texts);

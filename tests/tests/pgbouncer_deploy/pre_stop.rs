@@ -5,7 +5,7 @@
 use std::process::Command;
 use std::time::Duration;
 
-use rustix::process::geteuid;
+use rustix::process::{Pid, Signal, geteuid, kill_process};
 use serde_json::Value;
 use shutdown_tests::PATIENCE;
 use shutdown_tests::process::{Process, Stopwatch};
@@ -65,11 +65,15 @@ impl Contained {
         Ok(Self { process, laid_out })
     }
 
-    /// The number of its PID 1 from outside.
-    fn pid(&self) -> u32 {
+    /// The number of its PID 1 from outside, while there is one.
+    fn child(&self) -> Option<u32> {
         let path = format!("/proc/{0}/task/{0}/children", self.process.id());
-        let children = std::fs::read_to_string(path).expect("it runs");
-        children.trim().parse().unwrap_or_else(|error| panic!("one child: {children:?}: {error}"))
+        std::fs::read_to_string(path).ok()?.trim().parse().ok()
+    }
+
+    /// The same of one that runs.
+    fn pid(&self) -> u32 {
+        self.child().unwrap_or_else(|| panic!("it has ended: {}", self.process.stderr_so_far()))
     }
 
     /// Runs a script as a hook, or the kubelet, in its namespace; ends with the namespace at the latest.
@@ -95,6 +99,21 @@ impl Contained {
         let client = Process::start(psql.env("PGPASSWORD", "a password"));
         postgres.logged(|line| line.text.contains(&asked));
         client
+    }
+}
+
+/// `unshare` asks that its child is killed with it, and the kernel forgets that when the child changes its user.
+impl Drop for Contained {
+    fn drop(&mut self) {
+        if self.process.is_over() {
+            return;
+        }
+        let child = self.child().and_then(|child| i32::try_from(child).ok());
+        if let Some(pid) = child.and_then(Pid::from_raw) {
+            // Its number is its own until `unshare` has waited for it.
+            let _ = kill_process(pid, Signal::KILL);
+        }
+        self.process.over_or_killed(PATIENCE);
     }
 }
 
@@ -202,8 +221,10 @@ fn the_pid_file_of_a_killed_container_does_not_keep_the_next_one_from_starting()
         };
         let refused = Contained::start(&installed, left(), &bare).err().expect("the control must be red");
         assert!(refused.contains("another instance running"), "PgBouncer {installed}: {refused}");
-        if let Err(said) = Contained::start(&installed, left(), &command) {
-            panic!("PgBouncer {installed}: {said}");
-        }
+        let contained = Contained::start(&installed, left(), &command);
+        let contained = contained.unwrap_or_else(|said| panic!("PgBouncer {installed}: {said}"));
+        let pid = contained.pid();
+        drop(contained);
+        assert!(!std::path::Path::new(&format!("/proc/{pid}")).exists(), "the test leaves {pid} behind");
     }
 }

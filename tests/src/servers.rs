@@ -5,14 +5,16 @@
 //! only that), without privileges, and is gone when its handle is dropped. What runs on the machine already is neither
 //! used nor touched.
 
+mod exporter;
 mod local_proxy;
 mod pgbouncer;
 mod postgres;
 mod redis;
 mod registry;
 
+pub use exporter::{Exporter, exporters, missing_exporters, target};
 pub use local_proxy::LocalProxy;
-pub use pgbouncer::{Installed, Pgbouncer, Pooling, missing_pgbouncers, pgbouncers};
+pub use pgbouncer::{Installed, LaidOut, Pgbouncer, Pooling, missing_pgbouncers, pgbouncers};
 pub use postgres::{LogLine, Postgres};
 pub use redis::{Redis, RedisLine};
 pub use registry::{Answer, Recorded, Registry};

@@ -1,15 +1,16 @@
 //! A PgBouncer of a test's own, of each version that tests/run has found.
 
 use std::fmt;
+use std::os::unix::fs::{PermissionsExt, chown};
 use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitStatus};
 use std::time::Duration;
 
-use rustix::process::Signal;
+use rustix::process::{Signal, geteuid};
 use tempfile::TempDir;
 
-use super::{Postgres, as_user, ask, dir_of};
+use super::{Postgres, as_user, ask, dir_of, ids_of};
 use crate::PATIENCE;
 use crate::process::Process;
 
@@ -39,6 +40,12 @@ pub enum Pooling {
 /// starts without it. Every user is let in, and is `postgres`.
 pub struct Pgbouncer {
     process: Process,
+    installed: Installed,
+    dir: TempDir,
+}
+
+/// A directory with the files of a PgBouncer that does not run yet.
+pub struct LaidOut {
     installed: Installed,
     dir: TempDir,
 }
@@ -86,6 +93,37 @@ impl Installed {
         (next(), next()) >= wanted
     }
 
+    /// Its program.
+    pub fn program(&self) -> &Path {
+        &self.program
+    }
+
+    /// Puts settings as they are deployed, and a list of users, into a directory of their own, which replaces
+    /// `/etc/pgbouncer` and `/run/pgbouncer` in them. It will listen on a Unix socket only.
+    ///
+    /// # Panics
+    ///
+    /// If that cannot be written.
+    pub fn lay_out(&self, settings: &str, users: &str) -> LaidOut {
+        let dir = dir_of(USER);
+        let here = dir.path().display().to_string();
+        let lines = settings.lines().filter(|line| !line.starts_with("listen_addr"));
+        let mut text: String = lines.flat_map(|line| [line, "\n"]).collect();
+        for place in ["/etc/pgbouncer", "/run/pgbouncer"] {
+            text = text.replace(place, &here);
+        }
+        for (name, text) in [("pgbouncer.ini", text.as_str()), ("userlist.txt", users)] {
+            let file = dir.path().join(name);
+            std::fs::write(&file, text).expect("a temporary directory");
+            std::fs::set_permissions(&file, PermissionsExt::from_mode(0o600)).expect("our own file");
+            if geteuid().is_root() {
+                let (uid, gid) = ids_of(USER);
+                chown(&file, Some(uid), Some(gid)).expect("root may give a file away");
+            }
+        }
+        LaidOut { installed: self.clone(), dir }
+    }
+
     /// Starts one with a pool of so many connections, and waits until it takes clients.
     ///
     /// # Panics
@@ -131,6 +169,23 @@ impl Installed {
         let written = std::fs::read_to_string(pidfile(dir)).expect("it is written before READY");
         assert_eq!(written, format!("{}\n", process.id()));
         Ok(process)
+    }
+}
+
+impl LaidOut {
+    /// The directory.
+    pub fn dir(&self) -> &Path {
+        self.dir.path()
+    }
+
+    /// Starts it and waits until it takes clients.
+    ///
+    /// # Errors
+    ///
+    /// It ends instead: what it said.
+    pub fn start(self) -> Result<Pgbouncer, String> {
+        let process = self.installed.run(self.dir.path())?;
+        Ok(Pgbouncer { process, installed: self.installed, dir: self.dir })
     }
 }
 

@@ -98,6 +98,11 @@ impl Postgres {
         self.process.id()
     }
 
+    /// The directory of its programs, clients among them.
+    pub fn programs(&self) -> &Path {
+        &self.programs
+    }
+
     /// Its program and its arguments: how another would start it.
     pub fn words(&self) -> Vec<String> {
         let mut words = vec![self.programs.join("postgres").display().to_string()];

@@ -23,6 +23,8 @@ pub(crate) struct Program {
     /// When the platform kills, and where that stands.
     pub(crate) grace: Option<(String, Duration)>,
     pub(crate) pre_stop: Duration,
+    /// What the sidecars may take after it.
+    pub(crate) sidecars: Duration,
     /// The `SHUTDOWN_*` variables.
     pub(crate) budgets: Vec<(String, String)>,
     pub(crate) has_companions: bool,
@@ -36,9 +38,15 @@ pub(crate) struct Probe {
     pub(crate) timeout: Duration,
 }
 
-/// Whether a file is for readers only.
-pub(crate) fn is_prose(path: &str) -> bool {
-    path == "deploy/README.md" || path.ends_with(".dockerignore")
+/// How long a PgBouncer has after INT, for its transactions, and after TERM, to be gone: the first rungs of `pgbctl stop`.
+const INT: Duration = Duration::from_secs(20);
+const TERM: Duration = Duration::from_secs(5);
+
+/// Whether nothing in a file is a time of a stop: it is for readers, or about a PgBouncer that runs, which
+/// pgbouncer_deploy.rs looks at.
+pub(crate) fn has_no_times(path: &str) -> bool {
+    let is_of_a_pooler = path.starts_with("deploy/pgbouncer/") && !path.contains("/kubernetes/");
+    path == "deploy/README.md" || path.ends_with(".dockerignore") || is_of_a_pooler
 }
 
 /// Reads a file as its platform would.
@@ -47,8 +55,9 @@ pub(crate) fn is_prose(path: &str) -> bool {
 ///
 /// It is of no known kind, or not what its kind should be.
 pub(crate) fn read(path: &str, text: &str) -> Result<Read, String> {
-    match path.strip_prefix("deploy/").unwrap_or(path).split_once('/') {
-        _ if is_prose(path) => Ok(Read::default()),
+    let place = path.strip_prefix("deploy/").unwrap_or(path);
+    match place.strip_prefix("pgbouncer/").unwrap_or(place).split_once('/') {
+        _ if has_no_times(path) => Ok(Read::default()),
         Some(("kubernetes", file)) if file.ends_with(".yaml") => kubernetes(&documents(text)?),
         Some(("compose", file)) if file.ends_with(".yaml") => compose(&documents(text)?),
         Some(("systemd", file)) if file.ends_with(".service") => service(file, &unit(text)?),
@@ -82,12 +91,22 @@ fn kubernetes(documents: &[Value]) -> Result<Read, String> {
     for document in documents {
         match document["kind"].as_str() {
             Some("Deployment") => {}
-            Some("Service") => continue,
+            Some("PodDisruptionBudget") => {
+                disruption(document, documents, &mut read);
+                continue;
+            }
+            Some("Service" | "ConfigMap") => continue,
             kind => return Err(format!("kind {kind:?}: teach tests/tests/grace.rs where its times are")),
         }
         let pod = &document["spec"]["template"]["spec"];
         let grace = seconds(&pod["terminationGracePeriodSeconds"]);
-        for container in pod["containers"].as_array().into_iter().flatten() {
+        let sidecars = sidecars(&pod["initContainers"], &mut read);
+        let containers = pod["containers"].as_array().into_iter().flatten();
+        if let Some(pooler) = containers.clone().find(|container| container["name"] == "pgbouncer") {
+            of_pooler(pooler, grace, &mut read);
+            continue;
+        }
+        for container in containers {
             let name = text_of(&container["name"]);
             let admin =
                 container["ports"].as_array().into_iter().flatten().any(|port| port["name"] == "admin");
@@ -109,6 +128,7 @@ fn kubernetes(documents: &[Value]) -> Result<Read, String> {
             read.programs.push(Program {
                 grace: grace.map(|grace| ("terminationGracePeriodSeconds".to_owned(), grace)),
                 pre_stop,
+                sidecars,
                 budgets: variables
                     .map(|variable| (text_of(&variable["name"]), text_of(&variable["value"])))
                     .filter(|(name, _)| is_budget(name))
@@ -121,6 +141,96 @@ fn kubernetes(documents: &[Value]) -> Result<Read, String> {
         }
     }
     Ok(read)
+}
+
+/// Init containers that stay, and are sent TERM one after another when the containers have ended.
+fn sidecars(containers: &Value, read: &mut Read) -> Duration {
+    let mut time = Duration::ZERO;
+    for container in containers.as_array().into_iter().flatten() {
+        let name = text_of(&container["name"]);
+        if container["restartPolicy"] != "Always" {
+            read.problems
+                .push(format!("{name}: without restartPolicy: Always it is no sidecar, and never ends"));
+        }
+        if !container["lifecycle"]["preStop"].is_null() {
+            read.problems.push(format!("{name}: a sidecar's preStop runs beside the service, not after it"));
+        }
+        must_be_pid_one(container, read);
+        if let Some(Probe { period, failures, .. }) = probe(&container["startupProbe"]) {
+            let what = format!(
+                "{name}: startupProbe: periodSeconds {} × failureThreshold {failures} =",
+                period.as_secs()
+            );
+            read.least.push(((what, period * failures), "liveness patience", "it kills what is only slow"));
+        }
+        time += TERM;
+    }
+    time
+}
+
+/// A PgBouncer that others share: its preStop is its plan.
+fn of_pooler(container: &Value, grace: Option<Duration>, read: &mut Read) {
+    must_be_pid_one(container, read);
+    let words = container["lifecycle"]["preStop"]["exec"]["command"].as_array();
+    let words: Vec<_> = words.into_iter().flatten().map(text_of).collect();
+    let script = match words.as_slice() {
+        [shell, option, script] if shell == "sh" && option == "-c" => script.as_str(),
+        _ => "",
+    };
+    let waits = script
+        .strip_prefix("sleep ")
+        .and_then(|rest| rest.split_once("; kill -INT 1; sleep "))
+        .and_then(|(serve, end)| Some((serve.parse().ok()?, end.parse().ok()?)));
+    let Some((serve, end)) = waits else {
+        let wanted = "sh -c \"sleep N; kill -INT 1; sleep N\"";
+        read.problems.push(format!("pgbouncer: preStop is not {wanted}: {words:?}"));
+        return;
+    };
+    let (serve, end) = (Duration::from_secs(serve), Duration::from_secs(end));
+    let why = "who has not heard is refused";
+    read.least.push((("pgbouncer: preStop: sleep".to_owned(), serve), "endpoint propagation", why));
+    if end < INT {
+        read.problems.push(format!("pgbouncer: it is sent TERM {end:?} after INT, which has {INT:?}"));
+    }
+    match grace {
+        None => read.problems.push("pgbouncer: nothing says when the platform kills".to_owned()),
+        Some(grace) => {
+            let left = grace.saturating_sub(serve + end + TERM);
+            let what = format!(
+                "pgbouncer: preStop {serve:?} + {end:?} and TERM {TERM:?}: terminationGracePeriodSeconds \
+                 {grace:?} leaves"
+            );
+            read.least.push(((what, left), "margin", "killed, with its PID file left"));
+        }
+    }
+}
+
+/// preStop and the kubelet signal PID 1, and a shell that is it passes nothing on.
+fn must_be_pid_one(container: &Value, read: &mut Read) {
+    let words = container["command"].as_array().into_iter().flatten();
+    if !words.map(text_of).any(|word| word.contains("exec pgbouncer ")) {
+        let name = text_of(&container["name"]);
+        read.problems.push(format!("{name}: its command does not make PgBouncer PID 1"));
+    }
+}
+
+fn disruption(budget: &Value, documents: &[Value], read: &mut Read) {
+    let name = text_of(&budget["metadata"]["name"]);
+    let labels = &budget["spec"]["selector"]["matchLabels"];
+    let of_it = |document: &&Value| document["spec"]["template"]["metadata"]["labels"] == *labels;
+    let replicas = documents.iter().find(of_it).and_then(|document| document["spec"]["replicas"].as_u64());
+    let least = budget["spec"]["minAvailable"].as_u64();
+    match (replicas, least) {
+        (Some(replicas), Some(least)) if least == 0 => {
+            read.problems.push(format!("{name}: minAvailable {least} of {replicas} leaves nobody"));
+        }
+        (Some(replicas), Some(least)) if least >= replicas => {
+            read.problems
+                .push(format!("{name}: minAvailable {least} of {replicas}: no node could be drained"));
+        }
+        (Some(_), Some(_)) => {}
+        _ => read.problems.push(format!("{name}: minAvailable of no Deployment of this file")),
+    }
 }
 
 /// With Kubernetes' defaults: every 10 s, three failures, a timeout of 1 s.

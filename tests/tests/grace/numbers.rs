@@ -15,6 +15,9 @@ pub(crate) const EXCUSED: &[(&str, &str)] = &[
     ("--uid", "a user"),
     ("containerPort:", "a port"),
     ("port:", "a port"),
+    ("port", "a port"),
+    ("maxSkew:", "a count"),
+    ("-INT", "a process"),
     ("cpu:", "a limit"),
     ("memory:", "a limit"),
     ("StateDirectoryMode", "a file mode"),
@@ -50,7 +53,7 @@ impl Number {
     }
 }
 
-/// The numbers of a file, comments left out.
+/// The numbers of a file, comments left out, and the files that are in it (`name: |`): they have laws of their own.
 ///
 /// # Panics
 ///
@@ -58,8 +61,15 @@ impl Number {
 pub(crate) fn numbers(path: &str, text: &str) -> Vec<Number> {
     let mut found = Vec::new();
     let mut start = 0;
+    let mut file_in_it: Option<usize> = None;
     for (index, whole) in text.split_inclusive('\n').enumerate() {
         let mut key = String::new();
+        let depth = whole.len() - whole.trim_start().len();
+        if file_in_it.is_some_and(|of| depth > of || whole.trim().is_empty()) {
+            start += whole.len();
+            continue;
+        }
+        file_in_it = whole.trim_end().ends_with(": |").then_some(depth);
         for place in words(without_comment(whole)) {
             let word = &whole[place.clone()];
             if word.starts_with(|c: char| c.is_ascii_digit()) && !is_address(word) {
@@ -89,7 +99,7 @@ fn without_comment(line: &str) -> &str {
 }
 
 fn words(line: &str) -> Vec<Range<usize>> {
-    let is_gap = |c: char| c.is_whitespace() || "\"'{}[],=".contains(c);
+    let is_gap = |c: char| c.is_whitespace() || "\"'{}[],=;".contains(c);
     let mut words = Vec::new();
     let mut start = None;
     for (at, c) in line.char_indices().chain([(line.len(), ' ')]) {

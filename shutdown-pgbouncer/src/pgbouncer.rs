@@ -463,9 +463,11 @@ impl PgBouncer {
         let old = locked.read()?;
         let mut list = Userlist::new(old.clone());
         let mut notes = Vec::new();
+        let fatal = |list: &Userlist| list.problems().into_iter().find(|problem| problem.fatal);
+        let before = fatal(&list);
         change(&mut list, &mut notes);
-        let fatal = list.problems().into_iter().find(|problem| problem.fatal);
-        if let Some(problem) = fatal.filter(|_| !self.forced) {
+        // A backup that mends a broken list is welcome.
+        if let Some(problem) = fatal(&list).map(|after| before.unwrap_or(after)).filter(|_| !self.forced) {
             let name = file.display();
             return Err(Error::Input(format!(
                 "{name}, {problem}; PgBouncer takes no user behind that line, and nothing is changed"

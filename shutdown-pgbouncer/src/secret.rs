@@ -33,8 +33,9 @@ pub fn generate() -> Result<String, Error> {
 ///
 /// # Errors
 ///
-/// As [`Secret::new`].
+/// It is empty, or has a control character.
 pub fn scram(password: &str) -> Result<Secret, String> {
+    typed(password)?;
     Secret::new(password::scram_sha_256(password.as_bytes()))
 }
 
@@ -43,9 +44,21 @@ pub fn scram(password: &str) -> Result<Secret, String> {
 ///
 /// # Errors
 ///
-/// As [`Secret::new`].
+/// It is empty, or has a control character.
 pub fn md5(user: &UserName, password: &str) -> Result<Secret, String> {
+    typed(password)?;
     Secret::new(password::md5(password.as_bytes(), user.as_str()))
+}
+
+/// What no client could type, or no server would take, is no password.
+fn typed(password: &str) -> Result<(), String> {
+    if password.is_empty() {
+        return Err("the password is empty".to_owned());
+    }
+    if password.chars().any(char::is_control) {
+        return Err("the password has a control character".to_owned());
+    }
+    Ok(())
 }
 
 /// The statement that gives the role on the server the same secret.

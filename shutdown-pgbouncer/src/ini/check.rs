@@ -1,5 +1,7 @@
 //! What a version refuses of a `pgbouncer.ini`, or takes for something else than it says.
 
+use std::collections::BTreeMap;
+
 use super::parameters::{self, LDAP, Taken};
 use super::scan::{self, What};
 use super::{Entry, Ini, Section};
@@ -39,6 +41,10 @@ pub(super) fn problems(ini: &Ini, version: Version) -> Vec<Problem> {
     {
         problems.push(Problem::fatal(1, "there is no section [pgbouncer]"));
     }
+    let last = ini.last_section(Section::Pgbouncer);
+    // Of two of one name the last one counts.
+    let counts: BTreeMap<_, _> =
+        entries.iter().enumerate().map(|(place, entry)| ((entry.section, entry.key), place)).collect();
     for (place, entry) in entries.iter().enumerate() {
         let mut found = Vec::new();
         let first_behind_include = entry.behind_include
@@ -70,7 +76,8 @@ pub(super) fn problems(ini: &Ini, version: Version) -> Vec<Problem> {
             Section::Peers => peer(entry, version),
             Section::Pgbouncer => parameter(entry, version),
         });
-        found.extend(overruled(ini, &entries, place));
+        let later = counts.get(&(entry.section, entry.key)).filter(|counts| **counts > place);
+        found.extend(overruled(entry, later.map(|later| &entries[*later]), last));
         problems.extend(found.into_iter().map(|(fatal, what)| Problem { line: entry.line, what, fatal }));
     }
     problems.sort_by_key(|problem| problem.line);
@@ -182,8 +189,11 @@ fn parameter(entry: &Entry<'_>, version: Version) -> Found {
 }
 
 /// What a later line makes of an entry.
-fn overruled(ini: &Ini, entries: &[Entry<'_>], place: usize) -> Option<(bool, String)> {
-    let entry = &entries[place];
+fn overruled(
+    entry: &Entry<'_>,
+    later: Option<&Entry<'_>>,
+    last: Option<(usize, usize)>,
+) -> Option<(bool, String)> {
     let name = shown(entry.key);
     let kind = match entry.section {
         Section::Databases => "database",
@@ -192,8 +202,6 @@ fn overruled(ini: &Ini, entries: &[Entry<'_>], place: usize) -> Option<(bool, St
         Section::Pgbouncer => "parameter",
         Section::None | Section::Unknown => return None,
     };
-    let later =
-        entries[place + 1..].iter().rfind(|later| later.section == entry.section && later.key == entry.key);
     if let Some(later) = later {
         let stays = pairs(entry.value).is_ok_and(|read| read.pairs.iter().any(|(key, _)| key == b"user"));
         let stays = if kind == "database" && stays { ", but for its user, which stays" } else { "" };
@@ -203,7 +211,7 @@ fn overruled(ini: &Ini, entries: &[Entry<'_>], place: usize) -> Option<(bool, St
         ));
     }
     let kept = parameters::find(entry.key).is_none_or(|parameter| parameter.kept);
-    let last = ini.last_section(Section::Pgbouncer)?;
+    let last = last?;
     (entry.section == Section::Pgbouncer && entry.part != last.0 && !kept).then(|| {
         (false, format!("{name} is set back to its default by the second [pgbouncer] in line {}", last.1))
     })

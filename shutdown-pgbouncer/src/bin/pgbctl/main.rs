@@ -296,9 +296,6 @@ fn secret_of(name: &UserName, source: &SecretSource, md5: bool) -> Result<(Secre
         generated = Some(password.clone());
         password
     };
-    if password.is_empty() {
-        return Err(Error::Input("the password is empty".to_owned()));
-    }
     let secret = if md5 { secret::md5(name, &password) } else { secret::scram(&password) };
     Ok((secret.map_err(Error::Input)?, generated))
 }

@@ -1,4 +1,39 @@
 //! PgBouncer's files edited safely by many hands, and PgBouncer drained and stopped without a broken transaction.
+//!
+//! PgBouncer's settings are edited by scripts that lose entries, tear files and never look whether PgBouncer took them; it has no test
+//! of a configuration, and its signals mean other things in each version. Here an edit is one story under one lock that shell
+//! scripts share: look at the file, keep a copy, replace it, reload, compare, and go back if PgBouncer refuses. The command `pgbctl` is
+//! this crate with flags; everything it does is a method of [`PgBouncer`].
+//!
+//! ```
+//! use shutdown_pgbouncer::{Connection, PgBouncer, Reload};
+//!
+//! # let dir = tempfile::tempdir()?;
+//! # let config = dir.path().join("pgbouncer.ini");
+//! # std::fs::write(&config, "[databases]\n; ours\n[pgbouncer]\n")?;
+//! # tokio::runtime::Builder::new_current_thread().enable_all().build()?.block_on(async {
+//! let pgbouncer = PgBouncer::new(&config).reload_after(Reload::Never);
+//! let orders = Connection::parse("host=postgres port=5432 pool_size=5")?;
+//! let done = pgbouncer.add_database(&"orders".parse()?, &orders).await?;
+//! assert!(done.changed && done.backup.is_some());
+//! # Ok::<(), Box<dyn std::error::Error>>(())
+//! # })?;
+//! # let after = std::fs::read_to_string(&config)?;
+//! assert_eq!(after, "[databases]\n; ours\norders = host=postgres port=5432 pool_size=5\n[pgbouncer]\n");
+//! # Ok::<(), Box<dyn std::error::Error>>(())
+//! ```
+//!
+//! | to do | take |
+//! |---|---|
+//! | edit, reload, restore, stop | [`PgBouncer`] |
+//! | read or check a file | [`Ini`], [`Userlist`], [`check()`], [`Capacity`] |
+//! | make a secret that PostgreSQL and PgBouncer share | [`secret`] |
+//! | pause, drain | [`Paused`], [`drain()`] |
+//! | ask the admin console | [`Console`] |
+//! | edit another file in the same way | [`Locked`] |
+//!
+//! Methods that edit wait for their lock with the thread that calls them, at most as long as they are told; in a runtime of one thread
+//! nothing else runs meanwhile.
 
 mod capacity;
 mod check;

@@ -13,6 +13,8 @@ const UNVERIFIED: u8 = 5;
 #[derive(Debug, Default)]
 pub(crate) struct Answer {
     lines: Vec<String>,
+    /// For people, and not for who reads stdout.
+    asides: Vec<String>,
     /// For stderr.
     warnings: Vec<String>,
     object: Map<String, Value>,
@@ -27,6 +29,12 @@ impl Answer {
 
     pub(crate) fn warning(mut self, line: impl Into<String>) -> Self {
         self.warnings.push(line.into());
+        self
+    }
+
+    /// Leaves stdout to what comes next.
+    pub(crate) fn aside(mut self) -> Self {
+        self.asides.append(&mut self.lines);
         self
     }
 
@@ -92,6 +100,9 @@ impl Answer {
         } else {
             for line in &self.lines {
                 let _ = writeln!(out, "{line}");
+            }
+            for line in &self.asides {
+                let _ = writeln!(io::stderr(), "{line}");
             }
             for line in &self.warnings {
                 let _ = writeln!(io::stderr(), "pgbctl: {line}");

@@ -12,7 +12,7 @@ use clap::{CommandFactory, Parser};
 use serde_json::{Value, json};
 use shutdown_core::companions::Ending;
 use shutdown_pgbouncer::{
-    Capacity, Connection, Console, Done, Error, Paused, PgBouncer, Reload, Reloaded, Removal, Secret,
+    Capacity, Connection, Console, Done, Error, Paused, PgBouncer, Reload, Reloaded, Removal, Row, Secret,
     UserName, Userlist, Version, check, diagnose, drain, secret, whole,
 };
 use tokio::signal::unix::{SignalKind, signal};
@@ -234,19 +234,17 @@ async fn users(pgbouncer: &PgBouncer, user: &User) -> Result<Answer, Error> {
             }
             let done = pgbouncer.set_user(name, &stands).await?;
             audit::tell(&format!("set the secret of user {:?}", name.as_str()), &done);
-            let mut answer = Answer::of_edit(&done, &[format!("Added user '{name}' to PgBouncer userlist")]);
+            // What is left on stdout is SQL, for psql.
+            let mut answer =
+                Answer::of_edit(&done, &[format!("Added user '{name}' to PgBouncer userlist")]).aside();
             if let Some(password) = generated {
-                answer = answer.line(format!("Password: {password}")).with("password", password);
-            }
-            if source.verifier_stdin {
-                return Ok(answer);
+                answer = answer.line(format!("-- Password: {password}")).with("password", password);
             }
             Ok(match run_on {
-                Some(_) => answer.line("The server has the same secret"),
-                None => answer
-                    .line("Run this on the server, or PgBouncer cannot log in there:")
-                    .line(format!("{statement};"))
-                    .with("statement", statement),
+                Some(_) => answer.with("run", true),
+                // It stands there already.
+                None if source.verifier_stdin => answer,
+                None => answer.line(format!("{statement};")).with("statement", statement),
             })
         }
         User::Remove { name } => {
@@ -388,8 +386,9 @@ async fn running(pgbouncer: &PgBouncer) -> Option<Version> {
 async fn status(pgbouncer: &PgBouncer) -> Result<Answer, Error> {
     let console = Console::open(&pgbouncer.console(&pgbouncer.ini()?)).await?;
     let (version, pools) = (console.version().await, console.tell("SHOW POOLS").await);
+    let databases = console.tell("SHOW DATABASES").await;
     console.close().await;
-    let (version, pools) = (version?, pools?);
+    let (version, pools, databases) = (version?, pools?, databases?);
     const COLUMNS: [&str; 7] =
         ["database", "user", "cl_active", "cl_waiting", "sv_active", "sv_idle", "maxwait"];
     let mut rows = vec![COLUMNS.map(ToOwned::to_owned)];
@@ -398,11 +397,19 @@ async fn status(pgbouncer: &PgBouncer) -> Result<Answer, Error> {
         .map(|at| rows.iter().map(|row| row[at].chars().count()).max().unwrap_or(0))
         .collect();
     let answer = Answer::default().line(format!("PgBouncer {version}")).with("version", version.to_string());
+    let mut held = Vec::new();
+    for state in ["paused", "disabled"] {
+        let is = |row: &&Row| row.get(state).is_some_and(|value| value == "1");
+        let names = databases.iter().filter(is).filter_map(|row| row.get("name"));
+        held.extend(names.map(|name| format!("{name} is {state}")));
+    }
+    let answer = answer.with("held", held.clone());
     let answer = answer.with("pools", pools.iter().map(|row| json!(row)).collect::<Vec<_>>());
-    Ok(rows.iter().fold(answer, |answer, row| {
+    let answer = rows.iter().fold(answer, |answer, row| {
         let cells: Vec<_> = row.iter().zip(&widths).map(|(cell, width)| format!("{cell:width$}")).collect();
         answer.line(cells.join("  ").trim_end())
-    }))
+    });
+    Ok(held.into_iter().fold(answer, Answer::line))
 }
 
 fn stopped(ending: &Ending) -> Result<Answer, Error> {

@@ -39,6 +39,15 @@ pub async fn diagnose(pgbouncer: &PgBouncer) -> Result<Vec<Diagnosis>, Error> {
                     }
                 }
             }
+            // From 1.19 on; before, nobody tells.
+            if let Ok(rows) = console.tell("SHOW STATE").await
+                && rows.iter().any(|row| {
+                    row.get("key").is_some_and(|key| key == "paused")
+                        && row.get("value").is_some_and(|value| value == "yes")
+                })
+            {
+                found.push("it is paused, and no client gets on: RESUME it unless that is meant".to_owned());
+            }
             console.close().await;
         }
         Err(error) => found.push(format!("{error}; reloads cannot be verified, and nothing can be drained")),

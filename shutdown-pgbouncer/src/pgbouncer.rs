@@ -305,7 +305,7 @@ impl PgBouncer {
         let ini = self.ini()?;
         reload(
             &ini,
-            &self.console(&ini),
+            &[self.console(&ini)],
             self.process(&ini).as_ref(),
             &Expected::databases(),
             &mut Vec::new(),
@@ -517,7 +517,10 @@ impl Editing<'_> {
             return Err(error);
         }
         tracing::info!(file = %file.display(), "edited");
-        let (console, process) = (of.console(&ini), of.process(&ini));
+        // It runs by the old ones: none of these is changed by a reload.
+        let before = if file == of.config { Ini::new(old.clone()) } else { ini.clone() };
+        let consoles = [of.console(&before), of.console(&ini)];
+        let process = of.process(&before).or_else(|| of.process(&ini));
         let told = match (of.reload, &process) {
             (Reload::Never, _) => Err("--no-reload".to_owned()),
             (Reload::Always, _) => Ok(()),
@@ -528,15 +531,14 @@ impl Editing<'_> {
         };
         let reloaded = match told {
             Err(why) => Ok(Reloaded::NotAsked(why)),
-            Ok(()) => reload(&ini, &console, process.as_ref(), &expected, &mut notes).await,
+            Ok(()) => reload(&ini, &consoles, process.as_ref(), &expected, &mut notes).await,
         };
         match reloaded {
             Ok(reloaded) => Ok(Done { changed: true, file, backup: Some(backup), reloaded, notes }),
             Err(Error::Unverified(why)) => {
                 locked.write(&old)?;
-                let before = Expected::nothing();
-                let again =
-                    reload(&Ini::new(old), &console, process.as_ref(), &before, &mut Vec::new()).await;
+                let nothing = Expected::nothing();
+                let again = reload(&before, &consoles, process.as_ref(), &nothing, &mut Vec::new()).await;
                 let name = file.display();
                 Err(Error::Unverified(match again {
                     Ok(_) => format!("{why}; {name} is rolled back, and PgBouncer has reloaded it"),

@@ -9,6 +9,9 @@ use crate::console::{Console, ConsoleAddress, Row};
 use crate::pgbouncer::not_found;
 use crate::{Connection, DatabaseName, Error, Ini, UserName};
 
+/// What PgBouncer says to who got in and is none of `admin_users`.
+const NO_ADMIN: &str = "admin access needed";
+
 /// What became of a reload.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
@@ -61,27 +64,39 @@ impl Expected {
 /// Tells PgBouncer to reload: through its console, and looks; else by SIGHUP.
 pub(crate) async fn reload(
     ini: &Ini,
-    address: &ConsoleAddress,
+    addresses: &[ConsoleAddress],
     process: Option<&Companion>,
     expected: &Expected,
     notes: &mut Vec<String>,
 ) -> Result<Reloaded, Error> {
-    match Console::open(address).await {
+    let unseen = match open(addresses).await {
         Ok(console) => {
             let verified = reload_and_look(&console, ini, expected, notes).await;
             console.close().await;
-            verified.map(|()| Reloaded::Verified)
-        }
-        Err(unseen) => {
-            let Some(process) = process else { return Err(unseen) };
-            match process.signal(StopSignal::Hup).await {
-                Ok(pid) => Ok(Reloaded::Signalled { pid, unseen: unseen.to_string() }),
-                Err(why) => {
-                    Err(Error::Unreachable(format!("{unseen}; and by its PID file: {}", not_found(&why))))
-                }
+            match verified {
+                Err(Error::Unreachable(said)) if said.ends_with(NO_ADMIN) => Error::Unreachable(said),
+                verified => return verified.map(|()| Reloaded::Verified),
             }
         }
+        Err(unseen) => unseen,
+    };
+    let Some(process) = process else { return Err(unseen) };
+    match process.signal(StopSignal::Hup).await {
+        Ok(pid) => Ok(Reloaded::Signalled { pid, unseen: unseen.to_string() }),
+        Err(why) => Err(Error::Unreachable(format!("{unseen}; and by its PID file: {}", not_found(&why)))),
     }
+}
+
+/// Opens the first console that can be: an edit may have changed where it will be.
+async fn open(addresses: &[ConsoleAddress]) -> Result<Console, Error> {
+    let mut first = None;
+    for address in addresses {
+        match Console::open(address).await {
+            Ok(console) => return Ok(console),
+            Err(error) => first = first.or(Some(error)),
+        }
+    }
+    Err(first.unwrap_or_else(|| Error::Unreachable("there is no admin console".to_owned())))
 }
 
 async fn reload_and_look(
@@ -96,7 +111,10 @@ async fn reload_and_look(
         Some((key, _)) => parameter(console, key).await?,
         None => None,
     };
-    console.tell("RELOAD").await.map_err(refused)?;
+    match console.tell("RELOAD").await {
+        Err(Error::Unreachable(said)) if said.ends_with(NO_ADMIN) => return Err(Error::Unreachable(said)),
+        told => told.map_err(refused)?,
+    };
     // Before 1.25 it does not say so.
     if let Some(problem) = ini.problems(version).into_iter().find(|problem| problem.fatal) {
         return Err(Error::Unverified(format!("PgBouncer {version} refuses the file: {problem}")));

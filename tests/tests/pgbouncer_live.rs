@@ -37,8 +37,10 @@ struct Lab<'a> {
 impl<'a> Lab<'a> {
     /// With these settings besides the usual ones, and this user list.
     fn new(postgres: &'a Postgres, installed: &Installed, settings: &str, users: &str) -> Self {
+        // Whoever is let in by any name is this one to the server.
+        let user = if settings.contains("= any") { " user=postgres" } else { "" };
         let ini = format!(
-            "; ours\n[databases]\napp = host={host} port={port} dbname=postgres pool_size=3\n\
+            "; ours\n[databases]\napp = host={host} port={port} dbname=postgres pool_size=3{user}\n\
              [pgbouncer]\n{settings}\nunix_socket_dir = /run/pgbouncer\nlisten_port = 6432\n\
              pidfile = /run/pgbouncer/pgbouncer.pid\nauth_file = /etc/pgbouncer/userlist.txt\n\
              pool_mode = transaction\nserver_fast_close = 0\n",
@@ -80,7 +82,7 @@ impl<'a> Lab<'a> {
 
     fn psql(&self, database: &str, user: &str, password: &str) -> Command {
         let mut command = as_user(USER, &self.postgres.programs().join("psql"));
-        command.args(["-X", "-A", "-t", "-q", "--no-password", "-h"]).arg(&self.dir);
+        command.args(["-X", "-A", "-t", "-q", "-v", "ON_ERROR_STOP=1", "--no-password", "-h"]).arg(&self.dir);
         command.args(["-p", &self.pgbouncer.port().to_string(), "-U", user, "-d", database]);
         command.env("PGPASSWORD", password);
         command
@@ -108,7 +110,7 @@ impl<'a> Lab<'a> {
 
 /// Commits what a client has open.
 fn commit(client: &Process) {
-    client.say("SELECT 'still here'; COMMIT; SELECT 'done';");
+    client.say("SELECT 'still here';\nCOMMIT;\n\\echo done");
     client.stdout_line(|line| line == "done");
 }
 
@@ -124,8 +126,21 @@ fn every_edit_is_seen_in_the_pgbouncer_that_runs() {
     on_each_version(|postgres, installed| {
         let lab = Lab::open(postgres, installed);
         let before = fs::read_to_string(lab.ini()).expect("it is there");
-        let socket = postgres.socket_dir().display().to_string();
-        let ran = lab.pgbctl(&["db", "add", "proj_a", "--host", &socket, "--dbname", "postgres"]);
+        let (socket, port) = (postgres.socket_dir().display().to_string(), postgres.port().to_string());
+        let add = [
+            "db",
+            "add",
+            "proj_a",
+            "--host",
+            &socket,
+            "--port",
+            &port,
+            "--dbname",
+            "postgres",
+            "--set",
+            "user=postgres",
+        ];
+        let ran = lab.pgbctl(&add);
         assert!(ran.well().contains("Reloaded PgBouncer, which runs by it"), "{ran:?}");
         assert!(lab.console("SHOW DATABASES").contains("proj_a|"));
         let ran = lab.pgbctl(&["--json", "db", "set", "proj_a", "--pool-size", "9"]);
@@ -149,7 +164,7 @@ fn every_edit_is_seen_in_the_pgbouncer_that_runs() {
         assert!(lab.pgbctl(&["db", "remove", "proj_a"]).well().contains("runs by it"));
         assert!(!lab.console("SHOW DATABASES").contains("proj_a|"));
         // Added again it is neither paused nor disabled.
-        lab.pgbctl(&["db", "add", "proj_a", "--host", &socket, "--dbname", "postgres"]).well();
+        lab.pgbctl(&add).well();
         run(lab.psql("proj_a", USER, "").args(["-c", "SELECT 1"])).well();
         lab.pgbctl(&["db", "remove", "proj_a"]).well();
         let after = fs::read_to_string(lab.ini()).expect("it is there");
@@ -387,7 +402,11 @@ fn it_is_paused_until_it_is_resumed() {
             });
             assert!(!waiting.is_over());
             let doctor = lab.pgbctl(&["doctor"]);
-            assert!(doctor.code == Some(2) && doctor.stdout.contains("database app is paused"), "{doctor:?}");
+            let wanted = if one.is_empty() { "it is paused" } else { "database app is paused" };
+            // 1.18 does not tell that all is paused.
+            if !one.is_empty() || installed.is_at_least((1, 19)) {
+                assert!(doctor.code == Some(2) && doctor.stdout.contains(wanted), "{doctor:?}");
+            }
             lab.pgbctl(&[&["resume"], one].concat()).well();
             assert_eq!(ended(waiting).well(), "answered");
         }

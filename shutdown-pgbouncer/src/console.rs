@@ -9,7 +9,7 @@ use std::str::FromStr;
 use std::time::Duration;
 
 use tokio::task::JoinHandle;
-use tokio::time::{Instant, timeout, timeout_at};
+use tokio::time::timeout;
 use tokio_postgres::config::Host;
 use tokio_postgres::{Config, NoTls, SimpleQueryMessage};
 
@@ -218,8 +218,8 @@ impl Console {
     }
 
     /// Whether PgBouncer hangs up within this time: how it answers `SHUTDOWN`.
-    pub(crate) async fn hung_up_by(&mut self, until: Instant) -> bool {
-        timeout_at(until, &mut self.connection).await.is_ok()
+    pub(crate) async fn hung_up_within(self, time: Duration) -> bool {
+        timeout(time, self.connection).await.is_ok()
     }
 }
 

@@ -155,17 +155,16 @@ impl Drop for Paused {
 /// Dropped before it is told to shut down, it goes on as before.
 pub async fn drain(address: &ConsoleAddress, deadline: Instant) -> Result<(), Error> {
     let paused = Paused::until(address, None, false, deadline).await?;
-    let mut console = Console::open(address).await?;
-    match console.tell("SHUTDOWN").await {
-        Ok(_) => {}
-        // It hangs up instead of answering.
-        Err(_) if console.hung_up_by(Instant::now() + LAST_WORD).await => {}
-        Err(error) => {
-            paused.resume().await?;
-            return Err(error);
-        }
+    let console = Console::open(address).await?;
+    let told = console.tell("SHUTDOWN").await;
+    // It hangs up instead of answering.
+    let is_gone = console.hung_up_within(LAST_WORD).await;
+    if let Err(error) = told
+        && !is_gone
+    {
+        paused.resume().await?;
+        return Err(error);
     }
     paused.keep();
-    console.close().await;
     Ok(())
 }

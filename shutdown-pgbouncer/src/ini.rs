@@ -41,7 +41,7 @@ pub struct Database {
 }
 
 /// Which section an entry is in.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 enum Section {
     /// None has begun.
     None,

@@ -1,6 +1,6 @@
 //! What a version refuses of a `pgbouncer.ini`, or takes for something else than it says.
 
-use std::collections::BTreeMap;
+use std::collections::HashMap;
 
 use super::parameters::{self, LDAP, Taken};
 use super::scan::{self, What};
@@ -41,10 +41,7 @@ pub(super) fn problems(ini: &Ini, version: Version) -> Vec<Problem> {
     {
         problems.push(Problem::fatal(1, "there is no section [pgbouncer]"));
     }
-    let last = ini.last_section(Section::Pgbouncer);
-    // Of two of one name the last one counts.
-    let counts: BTreeMap<_, _> =
-        entries.iter().enumerate().map(|(place, entry)| ((entry.section, entry.key), place)).collect();
+    let last = Last::of(ini, &entries);
     for (place, entry) in entries.iter().enumerate() {
         let mut found = Vec::new();
         let first_behind_include = entry.behind_include
@@ -76,8 +73,7 @@ pub(super) fn problems(ini: &Ini, version: Version) -> Vec<Problem> {
             Section::Peers => peer(entry, version),
             Section::Pgbouncer => parameter(entry, version),
         });
-        let later = counts.get(&(entry.section, entry.key)).filter(|counts| **counts > place);
-        found.extend(overruled(entry, later.map(|later| &entries[*later]), last));
+        found.extend(last.overrules(entry));
         problems.extend(found.into_iter().map(|(fatal, what)| Problem { line: entry.line, what, fatal }));
     }
     problems.sort_by_key(|problem| problem.line);
@@ -188,33 +184,45 @@ fn parameter(entry: &Entry<'_>, version: Version) -> Found {
     found
 }
 
-/// What a later line makes of an entry.
-fn overruled(
-    entry: &Entry<'_>,
-    later: Option<&Entry<'_>>,
-    last: Option<(usize, usize)>,
-) -> Option<(bool, String)> {
-    let name = shown(entry.key);
-    let kind = match entry.section {
-        Section::Databases => "database",
-        Section::Users => "user",
-        Section::Peers => "peer",
-        Section::Pgbouncer => "parameter",
-        Section::None | Section::Unknown => return None,
-    };
-    if let Some(later) = later {
-        let stays = pairs(entry.value).is_ok_and(|read| read.pairs.iter().any(|(key, _)| key == b"user"));
-        let stays = if kind == "database" && stays { ", but for its user, which stays" } else { "" };
-        return Some((
-            false,
-            format!("{kind} {name} is given again in line {}, which counts{stays}", later.line),
-        ));
+/// The last of everything, which counts.
+struct Last<'a> {
+    /// The line of the last entry of a name.
+    lines: HashMap<(Section, &'a [u8]), usize>,
+    /// The last `[pgbouncer]`: which part it is, and its line.
+    pgbouncer: Option<(usize, usize)>,
+}
+
+impl<'a> Last<'a> {
+    fn of(ini: &Ini, entries: &[Entry<'a>]) -> Self {
+        let lines = entries.iter().map(|entry| ((entry.section, entry.key), entry.line)).collect();
+        Self { lines, pgbouncer: ini.last_section(Section::Pgbouncer) }
     }
-    let kept = parameters::find(entry.key).is_none_or(|parameter| parameter.kept);
-    let last = last?;
-    (entry.section == Section::Pgbouncer && entry.part != last.0 && !kept).then(|| {
-        (false, format!("{name} is set back to its default by the second [pgbouncer] in line {}", last.1))
-    })
+
+    /// What a later line makes of an entry.
+    fn overrules(&self, entry: &Entry<'_>) -> Option<(bool, String)> {
+        let name = shown(entry.key);
+        let kind = match entry.section {
+            Section::Databases => "database",
+            Section::Users => "user",
+            Section::Peers => "peer",
+            Section::Pgbouncer => "parameter",
+            Section::None | Section::Unknown => return None,
+        };
+        let line = *self.lines.get(&(entry.section, entry.key))?;
+        if line != entry.line {
+            let stays = pairs(entry.value).is_ok_and(|read| read.pairs.iter().any(|(key, _)| key == b"user"));
+            let stays = if kind == "database" && stays { ", but for its user, which stays" } else { "" };
+            return Some((
+                false,
+                format!("{kind} {name} is given again in line {line}, which counts{stays}"),
+            ));
+        }
+        let kept = parameters::find(entry.key).is_none_or(|parameter| parameter.kept);
+        let (part, line) = self.pgbouncer?;
+        (entry.section == Section::Pgbouncer && entry.part != part && !kept).then(|| {
+            (false, format!("{name} is set back to its default by the second [pgbouncer] in line {line}"))
+        })
+    }
 }
 
 /// A name with quotes around it, so that it can be on one line.

@@ -1,5 +1,6 @@
 //! A PgBouncer of a test's own, of each version that tests/run has found.
 
+use std::collections::BTreeMap;
 use std::fmt;
 use std::os::unix::fs::{PermissionsExt, chown};
 use std::os::unix::process::ExitStatusExt;
@@ -10,6 +11,7 @@ use std::time::Duration;
 use rustix::process::{Signal, geteuid};
 use tempfile::TempDir;
 
+use super::postgres::programs;
 use super::{Postgres, as_user, ask, dir_of, ids_of};
 use crate::PATIENCE;
 use crate::process::Process;
@@ -159,6 +161,37 @@ impl Installed {
         Pgbouncer { process, installed: self.clone(), dir }
     }
 
+    /// `1.24.1`.
+    pub fn version(&self) -> &str {
+        &self.version
+    }
+
+    /// Starts one with a file of the caller's, without a server behind it, and waits until it takes clients.
+    ///
+    /// In the file, `{D}` is its directory, and `{P}` the parameters that it needs to start: all but `[pgbouncer]`. The userlist
+    /// is `{D}/userlist.txt`.
+    ///
+    /// # Errors
+    ///
+    /// It ends instead: what it said.
+    ///
+    /// # Panics
+    ///
+    /// If its files cannot be written.
+    pub fn start_file(&self, ini: &[u8], userlist: &[u8]) -> Result<Pgbouncer, String> {
+        let dir = dir_of(USER);
+        let path = dir.path().display();
+        let parameters = format!(
+            "unix_socket_dir = {path}\nlisten_port = {PORT}\npidfile = {}\n",
+            pidfile(dir.path()).display()
+        );
+        let ini = replaced(&replaced(ini, "{P}", &parameters), "{D}", &path.to_string());
+        std::fs::write(settings(dir.path()), ini).expect("a temporary directory");
+        std::fs::write(dir.path().join("userlist.txt"), userlist).expect("a temporary directory");
+        let process = self.run(dir.path())?;
+        Ok(Pgbouncer { process, installed: self.clone(), dir })
+    }
+
     /// Starts one in this directory and waits until it takes clients; what it said if it ends instead.
     fn run(&self, dir: &Path) -> Result<Process, String> {
         let mut process = Process::start(as_user(USER, &self.program).arg(settings(dir)));
@@ -233,6 +266,53 @@ impl Pgbouncer {
         self.dir.path()
     }
 
+    /// Asks its admin console: rows by the names of their columns.
+    ///
+    /// # Panics
+    ///
+    /// If it refuses.
+    pub fn console(&self, command: &str) -> Vec<BTreeMap<String, String>> {
+        let said = ask(self.psql("pgbouncer", "").args(["-c", command]));
+        let mut rows = said.split('\x1e').map(|row| row.split('\x1f').map(str::to_owned).collect::<Vec<_>>());
+        let names = rows.next().expect("a header");
+        rows.map(|row| names.iter().cloned().zip(row).collect()).collect()
+    }
+
+    /// Whether a user gets to the admin console by this password. It must be among its `stats_users`.
+    pub fn lets_in(&self, user: &str, password: &str) -> bool {
+        let mut client = Process::start(self.psql(user, password).args(["-c", "SHOW VERSION"]));
+        let code = client.exit_code(PATIENCE);
+        let said = client.stderr();
+        assert!(
+            code == 0 || said.contains("authentication failed") || said.contains("no password supplied"),
+            "{user:?}: {said}"
+        );
+        code == 0
+    }
+
+    /// A client of its admin console, that separates rows and columns by characters that no name has.
+    fn psql(&self, user: &str, password: &str) -> Command {
+        let mut psql = as_user(USER, &programs().join("psql"));
+        psql.env("PGPASSWORD", password).args([
+            "--no-psqlrc",
+            "--no-password",
+            "--no-align",
+            "--pset",
+            "footer=off",
+        ]);
+        psql.args(["--field-separator", "\x1f", "--record-separator", "\x1e"]);
+        psql.args([
+            "-h",
+            &self.dir.path().display().to_string(),
+            "-p",
+            &PORT.to_string(),
+            "-U",
+            user,
+            "pgbouncer",
+        ]);
+        psql
+    }
+
     /// What its Unix socket is named after.
     pub fn port(&self) -> u16 {
         PORT
@@ -289,6 +369,25 @@ impl Pgbouncer {
     pub fn log(&self) -> String {
         self.process.stderr_so_far()
     }
+}
+
+/// Bytes with every occurrence of a text replaced.
+fn replaced(bytes: &[u8], from: &str, to: &str) -> Vec<u8> {
+    let mut text = Vec::with_capacity(bytes.len());
+    let mut rest = bytes;
+    while let Some((first, behind)) = rest.split_first() {
+        match rest.strip_prefix(from.as_bytes()) {
+            Some(behind) => {
+                text.extend_from_slice(to.as_bytes());
+                rest = behind;
+            }
+            None => {
+                text.push(*first);
+                rest = behind;
+            }
+        }
+    }
+    text
 }
 
 fn settings(dir: &Path) -> PathBuf {

@@ -269,7 +269,7 @@ fn arguments(dir: &Path, port: u16, settings: &[impl AsRef<str>]) -> Vec<String>
 }
 
 /// The newest of Debian's. They are not in the path; what is there may be a wrapper that looks for clusters.
-fn programs() -> PathBuf {
+pub(super) fn programs() -> PathBuf {
     let versions = std::fs::read_dir("/usr/lib/postgresql").into_iter().flatten().flatten();
     let newest = versions
         .filter_map(|entry| entry.file_name().to_str()?.parse::<u32>().ok())

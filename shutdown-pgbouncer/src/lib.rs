@@ -1,5 +1,6 @@
 //! PgBouncer's files edited safely by many hands, and PgBouncer drained and stopped without a broken transaction.
 
+mod capacity;
 mod check;
 mod connection;
 mod console;
@@ -16,6 +17,7 @@ pub mod secret;
 mod store;
 mod userlist;
 
+pub use capacity::Capacity;
 pub use check::{Finding, check, whole};
 pub use connection::Connection;
 pub use console::{Console, ConsoleAddress, Row};

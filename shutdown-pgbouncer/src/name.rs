@@ -25,7 +25,7 @@ impl std::error::Error for NameError {}
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct DatabaseName(String);
 
-/// The name of a user: anything but control characters, at most 127 bytes.
+/// The name of a user: anything but control characters, at most 127 bytes, of which a double quote is two.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct UserName(String);
 
@@ -102,8 +102,9 @@ impl FromStr for UserName {
         if name.is_empty() {
             return refused("it is empty");
         }
-        if name.len() > USER_BYTES {
-            return refused(&format!("it has more than {USER_BYTES} bytes"));
+        // A quote is written twice, and counts twice.
+        if name.len() + name.matches('"').count() > USER_BYTES {
+            return refused(&format!("it has more than {USER_BYTES} bytes, a quote counted twice"));
         }
         if name.chars().any(char::is_control) {
             return refused("it has a control character");
@@ -121,9 +122,24 @@ mod tests {
         for good in ["a", "proj_abc123", "_x", "0", "a.b-c", "A", &"n".repeat(63)] {
             assert_eq!(good.parse::<DatabaseName>().unwrap().as_str(), good);
         }
-        for bad in
-            ["", "pgbouncer", "*", "a b", "a=b", "a\nb", "a\0", "\"a\"", "'a'", "a]", "-a", ".a", "ü", "a@b", "a:b", &"n".repeat(64)]
-        {
+        for bad in [
+            "",
+            "pgbouncer",
+            "*",
+            "a b",
+            "a=b",
+            "a\nb",
+            "a\0",
+            "\"a\"",
+            "'a'",
+            "a]",
+            "-a",
+            ".a",
+            "ü",
+            "a@b",
+            "a:b",
+            &"n".repeat(64),
+        ] {
             let error = bad.parse::<DatabaseName>().unwrap_err().to_string();
             assert!(error.starts_with(&format!("{bad:?} is no name of a database: ")), "{error}");
         }
@@ -150,7 +166,7 @@ mod tests {
         for good in ["a", "a b", "o'neil", "say \"hi\"", "ü", &"n".repeat(127)] {
             assert_eq!(good.parse::<UserName>().unwrap().as_str(), good);
         }
-        for bad in ["", "a\nb", "a\0", "\t", &"n".repeat(128)] {
+        for bad in ["", "a\nb", "a\0", "\t", &"n".repeat(128), &"\"".repeat(64)] {
             bad.parse::<UserName>().unwrap_err();
         }
     }

@@ -25,7 +25,8 @@ use axum_service::resources::{self, Access, Cache, CacheStage, Database, Entry, 
 use axum_service::stderr::Stderr;
 use shutdown_core::systemd::Systemd;
 use shutdown_core::{
-    Phase, ReportFiles, ShutdownCoordinator, ShutdownReport, Signals, Stage, UsageError, net, sentence, start_failure,
+    Phase, ReportFiles, ShutdownCoordinator, ShutdownReport, Signals, Stage, UsageError, net, sentence,
+    start_failure,
 };
 use shutdown_tower::admin::Admin;
 use shutdown_tower::{Server, ShutdownLayer};

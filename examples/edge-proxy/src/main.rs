@@ -136,9 +136,7 @@ fn run(signals: Signals) -> Result<ExitCode, Failure> {
     let stop = |failure| stopped(&runtime, shutdown, companions, &resources, failure);
     let all = match settings.upstreams.clone() {
         given if !given.is_empty() => given,
-        _ => runtime
-            .block_on(demo::start())
-            .map_err(|error| stop(Failure::start("no demo", error)))?,
+        _ => runtime.block_on(demo::start()).map_err(|error| stop(Failure::start("no demo", error)))?,
     };
     let targets = Arc::new(Targets::new(all, breakers.clone(), settings.when_all_open));
     let opening = resources.open(&settings, &node_id, shutdown);
@@ -157,8 +155,7 @@ fn run(signals: Signals) -> Result<ExitCode, Failure> {
     };
     peers.route(&targets);
     let shown = Shown { targets: &targets, breakers: breakers.as_ref(), opened: &opened, peers: &peers };
-    serve_admin(admin, &settings, shutdown, &shown, &node_id)
-        .map_err(stop)?;
+    serve_admin(admin, &settings, shutdown, &shown, &node_id).map_err(stop)?;
     serve_traffic(&runtime, traffic, shutdown, Edge::new(Arc::clone(&targets), opened, Id::of(&node_id)));
     let entered = runtime.enter();
     resources.announce(at);

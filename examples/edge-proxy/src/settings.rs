@@ -351,7 +351,9 @@ impl Sources<'_> {
         let name = self.one("pgbouncer-database")?;
         let Some(config) = self.one("pgbouncer-config")? else {
             return match name {
-                Some(name) => Err(format!("{name} is a database in a PgBouncer: give --pgbouncer-config, too")),
+                Some(name) => {
+                    Err(format!("{name} is a database in a PgBouncer: give --pgbouncer-config, too"))
+                }
                 None => Ok(None),
             };
         };

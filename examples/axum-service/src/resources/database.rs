@@ -571,7 +571,9 @@ mod tests {
         ] {
             let url: DatabaseUrl = text.parse().unwrap();
             for (host, socket) in [("/run/a b", true), ("::1", false), ("127.0.0.1", false)] {
-                let DatabaseUrl::Postgres(options, text) = url.at((host, 6432), "node_1") else { panic!("{text}") };
+                let DatabaseUrl::Postgres(options, text) = url.at((host, 6432), "node_1") else {
+                    panic!("{text}")
+                };
                 assert_eq!((options.get_port(), options.get_database()), (6432, Some("node_1")), "{text}");
                 let at = options.get_socket().map(|dir| dir.display().to_string());
                 assert_eq!(at.as_deref().unwrap_or(options.get_host()), host, "{text}");

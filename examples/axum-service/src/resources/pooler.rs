@@ -48,9 +48,11 @@ impl Pooler {
     ) -> Result<Self, String> {
         match url {
             Some(DatabaseUrl::Postgres(..)) => Ok(Self { config: config.into(), database }),
-            Some(DatabaseUrl::Sqlite(_)) => Err("PgBouncer pools PostgreSQL's connections, and the database is SQLite: \
+            Some(DatabaseUrl::Sqlite(_)) => {
+                Err("PgBouncer pools PostgreSQL's connections, and the database is SQLite: \
                  give a database as postgres://HOST/NAME, or no PgBouncer"
-                .to_owned()),
+                    .to_owned())
+            }
             None => Err("PgBouncer pools a database's connections, and there is none: give a database as \
                  postgres://HOST/NAME, or no PgBouncer"
                 .to_owned()),
@@ -98,9 +100,11 @@ impl Entry {
     /// Adds the stage that takes it back.
     pub fn stage(&self, builder: Builder) -> Builder {
         let entry = self.clone();
-        builder
-            .stage(Stage::Database, STAGE, BUDGET)
-            .stage_task(Stage::Custom(STAGE), "PgBouncer", move |stage| entry.taken_back(stage))
+        builder.stage(Stage::Database, STAGE, BUDGET).stage_task(
+            Stage::Custom(STAGE),
+            "PgBouncer",
+            move |stage| entry.taken_back(stage),
+        )
     }
 
     /// Makes it, if there is a pooler; the way to the database then.

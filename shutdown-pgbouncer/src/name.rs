@@ -30,6 +30,22 @@ pub struct DatabaseName(String);
 pub struct UserName(String);
 
 impl DatabaseName {
+    /// The name that is nearest to a text: what a name may not have is a `_`, and of a text that is too long the end is taken, which
+    /// tells nodes apart.
+    pub fn near(text: &str) -> Self {
+        let kept = |c: char| if c.is_ascii_alphanumeric() || matches!(c, '_' | '.' | '-') { c } else { '_' };
+        let mut name: String = text.chars().map(kept).collect();
+        // ASCII, so bytes are characters.
+        let mut name = name.split_off(name.len().saturating_sub(DATABASE_BYTES));
+        if name.is_empty() || name.starts_with(['.', '-']) {
+            name.replace_range(..name.len().min(1), "_");
+        }
+        if name == "pgbouncer" {
+            name.push('_');
+        }
+        Self(name)
+    }
+
     /// The name.
     pub fn as_str(&self) -> &str {
         &self.0
@@ -126,6 +142,22 @@ mod tests {
         ] {
             let error = bad.parse::<DatabaseName>().unwrap_err().to_string();
             assert!(error.starts_with(&format!("{bad:?} is no name of a database: ")), "{error}");
+        }
+    }
+
+    #[test]
+    fn every_text_is_near_a_name() {
+        for (text, name) in [
+            ("node-1.example_3000", "node-1.example_3000"),
+            ("a b/ü", "a_b__"),
+            ("", "_"),
+            ("-a", "_a"),
+            ("pgbouncer", "pgbouncer_"),
+            (&format!("{}-3000", "n".repeat(63)), &format!("{}-3000", "n".repeat(58))),
+            (&format!(".{}", "-".repeat(63)), &format!("_{}", "-".repeat(62))),
+        ] {
+            let near = DatabaseName::near(text);
+            assert_eq!((near.as_str(), near.as_str().parse()), (name, Ok(near.clone())));
         }
     }
 

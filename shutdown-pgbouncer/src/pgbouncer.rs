@@ -38,6 +38,8 @@ pub enum Reload {
 pub enum Removal {
     /// New ones are refused, open transactions finish, at most so long; one that does not is a refusal, and nothing is changed.
     Drained(Duration),
+    /// The same, until then.
+    DrainedBy(Instant),
     /// They are cut, transactions as well, and named.
     Forced,
 }
@@ -177,6 +179,19 @@ impl PgBouncer {
         editing.finish(Expected::databases()).await
     }
 
+    /// Gives a database exactly these settings, added or changed.
+    ///
+    /// # Errors
+    ///
+    /// Any [`Error`].
+    ///
+    /// # Cancel safety
+    ///
+    /// As [`add_database`](Self::add_database).
+    pub async fn put_database(&self, name: &DatabaseName, connection: &Connection) -> Result<Done, Error> {
+        self.edit_ini(|ini, _| ini.set_database(name, connection))?.finish(Expected::databases()).await
+    }
+
     /// Changes settings of a database, or adds them; what is not named stays.
     ///
     /// # Errors
@@ -227,9 +242,14 @@ impl PgBouncer {
         let Some(address) = self.reached(&editing.old_ini()).await? else {
             return editing.finish(expected).await;
         };
-        match removal {
-            Removal::Drained(within) => {
-                let paused = Paused::until(&address, Some(name), true, Instant::now() + within).await?;
+        let until = match removal {
+            Removal::Drained(within) => Some(Instant::now() + within),
+            Removal::DrainedBy(until) => Some(until),
+            Removal::Forced => None,
+        };
+        match until {
+            Some(until) => {
+                let paused = Paused::until(&address, Some(name), true, until).await?;
                 let done = editing.finish(expected).await;
                 if done.is_ok() {
                     // It is gone, and with it what it was.
@@ -239,7 +259,7 @@ impl PgBouncer {
                 }
                 done
             }
-            Removal::Forced => {
+            None => {
                 let cut = clients_of(&address, name).await?;
                 editing.notes.extend(cut);
                 editing.finish(expected).await

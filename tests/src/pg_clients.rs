@@ -35,8 +35,18 @@ impl Client {
     ///
     /// If the pooler does not let it in.
     pub fn open(pgbouncer: &Pgbouncer) -> Self {
+        Self::open_to(pgbouncer, "postgres")
+    }
+
+    /// Connects to this database of it.
+    ///
+    /// # Panics
+    ///
+    /// If the pooler does not let it in.
+    pub fn open_to(pgbouncer: &Pgbouncer, database: &str) -> Self {
         let runtime = Builder::new_current_thread().enable_all().build().expect("a runtime");
-        let connection = runtime.block_on(options(pgbouncer).connect()).expect("it takes clients");
+        let options = options(pgbouncer).database(database);
+        let connection = runtime.block_on(options.connect()).expect("it takes clients");
         Self { connection, runtime }
     }
 

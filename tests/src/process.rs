@@ -524,7 +524,7 @@ impl Service {
         for name in shutdown_core::ShutdownConfig::VARIABLES {
             command.env_remove(name);
         }
-        for name in ["DATABASE_URL", "CACHE_URL", "REGISTRY_URL"] {
+        for name in ["DATABASE_URL", "CACHE_URL", "REGISTRY_URL", "PGBOUNCER_CONFIG", "PGBOUNCER_DATABASE"] {
             command.env_remove(name);
         }
         command

@@ -59,11 +59,16 @@ fn free_port() -> u16 {
 /// If it cannot be made.
 pub fn dir_of(user: &str) -> TempDir {
     let dir = tempfile::Builder::new().prefix("shutdown-").tempdir_in("/tmp").expect("a temporary directory");
+    give_away(dir.path(), user);
+    dir
+}
+
+/// Makes this user the owner, where this process is root.
+fn give_away(path: &Path, user: &str) {
     if geteuid().is_root() {
         let (uid, gid) = ids_of(user);
-        chown(dir.path(), Some(uid), Some(gid)).expect("root may give a directory away");
+        chown(path, Some(uid), Some(gid)).expect("root may give away what it has made");
     }
-    dir
 }
 
 /// The numbers of a user in `/etc/passwd`.

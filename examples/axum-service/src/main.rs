@@ -19,13 +19,14 @@ use std::fmt;
 use std::io::{self, Write};
 use std::path::Path;
 use std::process::ExitCode;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
-use axum_service::resources::{self, Cache, CacheStage, Database, Registry};
+use axum_service::resources::{self, Access, Cache, CacheStage, Database, Entry, Registry};
 use axum_service::stderr::Stderr;
 use shutdown_core::systemd::Systemd;
 use shutdown_core::{
-    ReportFiles, ShutdownCoordinator, Signals, Stage, UsageError, net, sentence, start_failure,
+    Phase, ReportFiles, ShutdownCoordinator, ShutdownReport, Signals, Stage, UsageError, net, sentence,
+    start_failure,
 };
 use shutdown_tower::admin::Admin;
 use shutdown_tower::{Server, ShutdownLayer};
@@ -50,15 +51,24 @@ fn start() -> Result<Infallible, Box<dyn Error>> {
     Runtime::new()?.block_on(run(signals, systemd, settings))
 }
 
+/// Serves; a start that fails, or that a stop comes into, leaves no entry in a pooler.
+async fn run(signals: Signals, systemd: Systemd, settings: Settings) -> Result<Infallible, Box<dyn Error>> {
+    let entry = Entry::default();
+    let report = serve(signals, systemd, settings, &entry).await;
+    entry.let_go().await;
+    report?.exit()
+}
+
 /// From nothing to serving, and from there to the report.
 ///
 /// What is vital comes first: without its database the service does not start. Cache and registry connect by themselves.
 /// Every resource is handed to the stage that closes it before anything uses it; the registry hears last that we serve.
-async fn run(
+async fn serve(
     signals: Signals,
     mut systemd: Systemd,
     settings: Settings,
-) -> Result<Infallible, Box<dyn Error>> {
+    entry: &Entry,
+) -> Result<Arc<ShutdownReport>, Box<dyn Error>> {
     let listener = match systemd.next_listener() {
         Some(inherited) => inherited,
         None => net::bind(settings.listen)?,
@@ -67,12 +77,11 @@ async fn run(
     let address = listener.local_addr()?;
     let (node, advertised) = (settings.node(address.port()), settings.advertised(address));
 
-    let database = Database::open(settings.database, "axum-service", service::SCHEMA).await?;
     let cache = Cache::open(settings.cache, settings.cache_interval);
     let registry =
         settings.registry.map(|url| Registry::new(url, &node)).transpose().map_err(UsageError::new)?;
 
-    let (closing_database, closing_cache) = (database.clone(), cache.clone());
+    let (opened, closing_cache) = (Arc::<OnceLock<Database>>::default(), cache.clone());
     let mut builder = ShutdownCoordinator::builder()
         .program("axum-service")
         .signals(signals)
@@ -80,9 +89,14 @@ async fn run(
         .stage_task(Stage::Cache, cache.name().to_owned(), |stage| {
             resources::close_cache(closing_cache, stage)
         })
-        .stage_task(Stage::Database, database.url().name(), |stage| {
-            resources::close_database(closing_database, stage)
-        });
+        .stage_task(
+            Stage::Database,
+            settings.database.name(),
+            resources::when_open(&opened, resources::close_database),
+        );
+    if settings.pooler.is_some() {
+        builder = entry.stage(builder);
+    }
     if let Some(registry) = registry.clone() {
         builder = builder.stage_task(Stage::Departure, "registry", |stage| resources::leave(registry, stage));
     }
@@ -92,6 +106,28 @@ async fn run(
         builder = builder.report_dir(dir);
     }
     let shutdown = builder.install()?;
+
+    // A stop from here on is a whole shutdown: its stages let go of what there is by then.
+    let access = Access::new(settings.database, settings.connections);
+    let opening = async {
+        let access = entry.make(settings.pooler.as_ref(), access, &node).await?;
+        Ok::<_, Box<dyn Error>>(tokio::select! {
+            biased;
+            () = shutdown.until(Phase::LameDuck) => None,
+            database = Database::open(access, "axum-service", service::SCHEMA) => Some(database?),
+        })
+    };
+    let database = match opening.await {
+        Ok(Some(database)) => database,
+        Err(error) if !shutdown.is_shutting_down() => return Err(error),
+        // A stop that has begun meanwhile.
+        Ok(None) => return Ok(shutdown.finished().await),
+        Err(error) => {
+            tracing::warn!("{}", sentence(&*error));
+            return Ok(shutdown.finished().await);
+        }
+    };
+    let _ = opened.set(database.clone());
 
     if let Some(admin) = settings.admin {
         let listener = net::bind(admin)?;
@@ -119,7 +155,7 @@ async fn run(
     }
     systemd.ready(shutdown, format_args!("serving on {address}"));
 
-    shutdown.finished().await.exit()
+    Ok(shutdown.finished().await)
 }
 
 /// A closed stdout is no reason not to serve.

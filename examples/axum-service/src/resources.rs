@@ -1,10 +1,11 @@
-//! What a service holds on to, and how a shutdown lets go of it: three closers, each a stage task.
+//! What a service holds on to, and how a shutdown lets go of it: closers, each a stage task.
 //!
 //! | stage | closer | promises |
 //! |---|---|---|
 //! | Departure | [`leave`] | one request to the registry, in the stage's time; a failure is a failure |
 //! | Cache | [`close_cache`] | every write that was taken is where it belongs, then the connection ends |
 //! | Database | [`close_database`] | queries that run finish, new ones are refused; what still runs near the deadline is cancelled on the server |
+//! | pgbouncer | [`Entry`] | behind the closed pool: nobody else is cut, or the entry stays and works |
 //!
 //! The order is the stages' own: no closer looks at another. A closer that cannot keep its promise says which part, in one
 //! sentence, and the next stage runs.
@@ -16,17 +17,21 @@
 
 mod cache;
 mod database;
+mod pooler;
 mod redis_store;
 mod registry;
 
-use std::pin::pin;
+use std::future::Future;
+use std::pin::{Pin, pin};
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use shutdown_core::{BoxError, StageContext};
 use tokio::time::{Instant, sleep, timeout, timeout_at};
 
 pub use cache::{Cache, CacheStage, CacheUrl, Statistics};
-pub use database::{Database, DatabaseUrl, OpenError, Schema, Transaction, now_ms};
+pub use database::{Access, Connections, Database, DatabaseUrl, OpenError, Schema, Transaction, now_ms};
+pub use pooler::{Entry, EntryError, Pooler};
 pub use registry::{Registry, RegistryUrl};
 
 /// From the cancelling of queries to the deadline: time for the server to hear of it, and for connections to end.
@@ -44,6 +49,22 @@ const LAST_WORDS: Duration = Duration::from_millis(5);
 fn scheme(url: &str) -> Option<&str> {
     let (scheme, _) = url.split_once(':')?;
     scheme.chars().all(|c| c.is_ascii_alphanumeric() || c == '+').then_some(scheme)
+}
+
+/// The stage task that closes what is in the slot by then: it is registered in the builder, before there is anything to close.
+pub fn when_open<T, Fut>(
+    slot: &Arc<OnceLock<T>>,
+    close: impl FnOnce(T, StageContext) -> Fut + Send + 'static,
+) -> impl FnOnce(StageContext) -> Pin<Box<dyn Future<Output = Result<(), BoxError>> + Send>> + Send + 'static
+where
+    T: Clone + Send + Sync + 'static,
+    Fut: Future<Output = Result<(), BoxError>> + Send + 'static,
+{
+    let slot = Arc::clone(slot);
+    move |stage| match slot.get() {
+        Some(resource) => Box::pin(close(resource.clone(), stage)),
+        None => Box::pin(async { Ok(()) }),
+    }
 }
 
 /// Stage Departure: leaves the registry, so that nobody new is sent here.
@@ -196,7 +217,6 @@ impl Ending {
 
 #[cfg(test)]
 mod tests {
-    use std::sync::Arc;
     use std::sync::atomic::{AtomicUsize, Ordering};
 
     use tokio_util::sync::CancellationToken;

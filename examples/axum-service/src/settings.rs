@@ -6,9 +6,10 @@ use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use axum_service::resources::{CacheUrl, DatabaseUrl, RegistryUrl};
+use axum_service::resources::{CacheUrl, Connections, DatabaseUrl, Pooler, RegistryUrl};
 use axum_service::{dotenv, host, secrets};
 use shutdown_core::{ShutdownConfig, UsageError, parse_duration};
+use shutdown_pgbouncer::DatabaseName;
 
 /// Everything that can be set, checked.
 #[derive(Debug)]
@@ -32,6 +33,13 @@ pub(crate) struct Settings {
     pub(crate) work: Duration,
     /// `DATABASE_URL`, `sqlite:axum-service.db`.
     pub(crate) database: DatabaseUrl,
+    /// `DATABASE_CONNECTIONS`, 16, with a PgBouncer 4: the most connections, shared out between requests and tasks as ten to six.
+    /// SQLite has those for requests.
+    pub(crate) connections: Connections,
+    /// `PGBOUNCER_CONFIG`: the configuration of a PgBouncer to reach the database through, if any: the process has a
+    /// database of its own there while it runs. `PGBOUNCER_DATABASE`, the node's id, what is no part of a name replaced by `_`: how it
+    /// is called. `DATABASE_URL` stays the server itself.
+    pub(crate) pooler: Option<Pooler>,
     /// `CACHE_URL`, `memory:`.
     pub(crate) cache: CacheUrl,
     /// `CACHE_WRITE_INTERVAL`, 100ms: how long a write may wait for others.
@@ -107,7 +115,14 @@ impl Source {
         for name in ShutdownConfig::VARIABLES {
             self.text(name)?;
         }
+        let database = self
+            .value("DATABASE_URL", str::parse)?
+            .unwrap_or_else(|| DatabaseUrl::file(Path::new("axum-service.db")));
+        let pooler = self.pooler(&database)?;
+        let most = || if pooler.is_some() { Pooler::CONNECTIONS } else { Connections::default() };
         Ok(Settings {
+            connections: self.value("DATABASE_CONNECTIONS", str::parse)?.unwrap_or_else(most),
+            pooler,
             listen: self
                 .value("AXUM_SERVICE_LISTEN", address)?
                 .unwrap_or(SocketAddr::from(([127, 0, 0, 1], 3000))),
@@ -118,9 +133,7 @@ impl Source {
             advertise: self.value("AXUM_SERVICE_ADVERTISE", |text| Ok(text.to_owned()))?,
             interval: self.value("AXUM_SERVICE_INTERVAL", often)?.unwrap_or(Duration::from_secs(1)),
             work: self.value("AXUM_SERVICE_WORK", duration)?.unwrap_or(Duration::from_millis(20)),
-            database: self
-                .value("DATABASE_URL", str::parse)?
-                .unwrap_or_else(|| DatabaseUrl::file(Path::new("axum-service.db"))),
+            database,
             cache: self.value("CACHE_URL", str::parse)?.unwrap_or(CacheUrl::Memory),
             cache_interval: self
                 .value("CACHE_WRITE_INTERVAL", duration)?
@@ -128,6 +141,17 @@ impl Source {
             registry: self.value("REGISTRY_URL", str::parse)?,
             budgets: budgets.map_err(|error| error.to_string())?,
         })
+    }
+
+    fn pooler(&self, database: &DatabaseUrl) -> Result<Option<Pooler>, String> {
+        let config = "PGBOUNCER_CONFIG";
+        let name = self.value("PGBOUNCER_DATABASE", |text| {
+            text.parse::<DatabaseName>().map_err(|error| error.to_string())
+        })?;
+        if name.is_some() && self.value(config, |_| Ok(()))?.is_none() {
+            return Err(format!("PGBOUNCER_DATABASE is a database in a PgBouncer: set {config}, too"));
+        }
+        self.value(config, |path| Pooler::new(path, name.clone(), Some(database)))
     }
 
     /// A variable that is set and not empty.
@@ -163,6 +187,12 @@ mod tests {
         let settings = load("DATABASE_URL=postgres://db/orders\nSHUTDOWN_TOTAL_TIMEOUT=9s\n").unwrap();
         assert_eq!(settings.database.to_string(), "postgres://db:5432/orders");
         assert_eq!(settings.budgets.total, Duration::from_secs(9));
+        assert_eq!((settings.pooler.is_none(), settings.connections.total()), (true, 16));
+        let pooled = "DATABASE_URL=postgres://db/orders\nPGBOUNCER_CONFIG=/etc/pgbouncer/pgbouncer.ini\n";
+        let settings = load(pooled).unwrap();
+        assert_eq!(settings.pooler.unwrap().database("a b").as_str(), "a_b");
+        assert_eq!(settings.connections.total(), 4);
+        assert_eq!(load(&format!("{pooled}DATABASE_CONNECTIONS=9")).unwrap().connections.total(), 9);
     }
 
     #[test]
@@ -171,6 +201,10 @@ mod tests {
             ("DATABASE_URL=mysql://me:secret@db/x", "DATABASE_URL: no database"),
             ("CACHE_URL=memcached://secret@a", "CACHE_URL: no cache"),
             ("REGISTRY_URL=http://me:secret@consul/", "REGISTRY_URL: the registry"),
+            ("DATABASE_CONNECTIONS=1", "DATABASE_CONNECTIONS: write how many"),
+            ("PGBOUNCER_CONFIG=/etc/pgbouncer/pgbouncer.ini", "PGBOUNCER_CONFIG: PgBouncer pools"),
+            ("PGBOUNCER_DATABASE=a", "set PGBOUNCER_CONFIG, too"),
+            ("PGBOUNCER_CONFIG=/a\nPGBOUNCER_DATABASE=a b", "PGBOUNCER_DATABASE: \"a b\" is no name"),
             ("AXUM_SERVICE_LISTEN=3000", "AXUM_SERVICE_LISTEN: write an IP"),
             ("AXUM_SERVICE_ADMIN=0.0.0.0:1", "AXUM_SERVICE_ADMIN=0.0.0.0:1 is not loopback"),
             ("AXUM_SERVICE_INTERVAL=soon", "AXUM_SERVICE_INTERVAL: "),

@@ -51,6 +51,17 @@ pub(crate) struct Flags {
     /// proxy does not start [default: SQLite, edge-proxy.db in the data directory]
     #[arg(long, value_name = "URL")]
     pub(crate) database: Option<String>,
+    /// How many connections there are to the database at most: for requests' rows and tasks [default: 16; with a PgBouncer 4]
+    #[arg(long, value_name = "N")]
+    pub(crate) database_connections: Option<String>,
+    /// The configuration of a PgBouncer to reach the database through: the proxy has a database of its own there while it
+    /// runs; --database stays the server itself. One that is launched (--companion) needs its pidfile=, to be waited for
+    /// [default: none]
+    #[arg(long, value_name = "FILE")]
+    pub(crate) pgbouncer_config: Option<String>,
+    /// How that database is called [default: the node's name, what is no part of a name replaced by _]
+    #[arg(long, value_name = "NAME")]
+    pub(crate) pgbouncer_database: Option<String>,
     /// Where answers are kept that HTTP allows to keep, as memory: or redis://host:6379; or off. A cache that cannot be
     /// reached is done without [default: memory:]
     #[arg(long, value_name = "URL")]
@@ -138,6 +149,9 @@ impl Flags {
             "data-dir" => &self.data_dir,
             "state-interval" => &self.state_interval,
             "database" => &self.database,
+            "database-connections" => &self.database_connections,
+            "pgbouncer-config" => &self.pgbouncer_config,
+            "pgbouncer-database" => &self.pgbouncer_database,
             "cache" => &self.cache,
             "cache-interval" => &self.cache_interval,
             "registry" => &self.registry,

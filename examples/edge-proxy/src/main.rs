@@ -28,7 +28,6 @@ use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::Duration;
 
-use axum_service::resources::OpenError;
 use axum_service::stderr::Stderr;
 use pingora_core::server::configuration::ServerConf;
 use shutdown_core::breaker::Breakers;
@@ -134,30 +133,29 @@ fn run(signals: Signals) -> Result<ExitCode, Failure> {
     // Before the database, which may be one of them.
     launch(&runtime, shutdown, companions)?;
 
+    let stop = |failure| stopped(&runtime, shutdown, companions, &resources, failure);
     let all = match settings.upstreams.clone() {
         given if !given.is_empty() => given,
-        _ => runtime
-            .block_on(demo::start())
-            .map_err(|error| stopped(shutdown, companions, Failure::start("no demo", error)))?,
+        _ => runtime.block_on(demo::start()).map_err(|error| stop(Failure::start("no demo", error)))?,
     };
     let targets = Arc::new(Targets::new(all, breakers.clone(), settings.when_all_open));
-    let opening = resources.open(&settings, shutdown);
+    let opening = resources.open(&settings, &node_id, shutdown);
     let opened = match runtime.block_on(opening) {
         Ok(Some(opened)) => opened,
-        Err(error) if !shutdown.is_shutting_down() => {
-            return Err(stopped(shutdown, companions, not_opened(&error)));
-        }
+        Err(failure) if !shutdown.is_shutting_down() => return Err(stop(failure)),
         // A stop that has begun while it was opened.
-        Ok(None) => shutdown.wait().exit(),
-        Err(error) => {
-            tracing::warn!("{}", sentence(&error));
-            shutdown.wait().exit()
+        begun => {
+            if let Err(failure) = begun {
+                tracing::warn!("{failure}");
+            }
+            let report = shutdown.wait();
+            runtime.block_on(resources.let_go());
+            report.exit()
         }
     };
     peers.route(&targets);
     let shown = Shown { targets: &targets, breakers: breakers.as_ref(), opened: &opened, peers: &peers };
-    serve_admin(admin, &settings, shutdown, &shown, &node_id)
-        .map_err(|failure| stopped(shutdown, companions, failure))?;
+    serve_admin(admin, &settings, shutdown, &shown, &node_id).map_err(stop)?;
     serve_traffic(&runtime, traffic, shutdown, Edge::new(Arc::clone(&targets), opened, Id::of(&node_id)));
     let entered = runtime.enter();
     resources.announce(at);
@@ -260,21 +258,24 @@ fn launch(runtime: &Runtime, shutdown: ShutdownCoordinator, companions: &Compani
 
 /// What has been launched is ended as in every stop, when the start fails after it: a database is not killed because another one
 /// cannot be reached.
-fn stopped(shutdown: ShutdownCoordinator, companions: &Companions, failure: Failure) -> Failure {
+fn stopped(
+    runtime: &Runtime,
+    shutdown: ShutdownCoordinator,
+    companions: &Companions,
+    resources: &Resources,
+    failure: Failure,
+) -> Failure {
     if companions.status().iter().any(|companion| companion.launched) {
         let (task, error) = ("start".to_owned(), failure.to_string());
         shutdown.initiate_shutdown(Reason::CriticalTask { task, error });
         shutdown.wait();
     }
+    runtime.block_on(resources.let_go());
     failure
 }
 
 fn not_launched(error: &LaunchError) -> Failure {
     Failure::Start(format!("{} (--companion)", sentence(error)))
-}
-
-fn not_opened(error: &OpenError) -> Failure {
-    Failure::Start(format!("{}: mend that, or choose another with --database", sentence(error)))
 }
 
 fn not_installed(error: InstallError) -> Failure {

@@ -13,7 +13,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
-use axum_service::resources::now_ms;
+use axum_service::resources::{now_ms, when_open};
 use serde_json::{Map, Value, json};
 use shutdown_core::peers::notice::{Bound, Identity, NoticeCounts, Receiver, Sender, Why, bind};
 use shutdown_core::peers::{Id, Incarnation, PeerRecord, PeerRegistry, PeerState, Sighting};
@@ -26,7 +26,6 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use crate::Failure;
-use crate::resources::when_open;
 use crate::settings::{Neighbours, Notices, Settings};
 use crate::targets::{Targets, is_link_local, target_of};
 

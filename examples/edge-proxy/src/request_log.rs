@@ -377,10 +377,12 @@ fn insert(into: &str, rows: usize, columns: usize) -> String {
 
 #[cfg(test)]
 mod tests {
+    use axum_service::resources::DatabaseUrl;
+
     use super::*;
 
     async fn database() -> Database {
-        Database::open("sqlite::memory:".parse().unwrap(), "test", SCHEMA).await.unwrap()
+        Database::open(DatabaseUrl::Sqlite("sqlite::memory:".to_owned()), "test", SCHEMA).await.unwrap()
     }
 
     fn tables(database: &Database, kept: i64) -> Tables {

@@ -7,21 +7,22 @@
 //! | resource | stage | unreachable at start |
 //! |---|---|---|
 //! | database, for the request log | Database; its task: Background | the proxy does not start |
+//! | PgBouncer, before the database | pgbouncer | the proxy does not start |
 //! | cache, for answers | Cache | one warning: every read misses |
 //! | registry | Departure | one warning: it is tried again |
 
-use std::future::Future;
 use std::net::SocketAddr;
 use std::sync::{Arc, OnceLock};
 
 use axum_service::host;
 use axum_service::resources::{
-    Cache, CacheUrl, Database, OpenError, Registry, close_cache, close_database, leave,
+    Access, Cache, CacheUrl, Database, Entry, Registry, close_cache, close_database, leave, when_open,
 };
 use serde_json::{Value, json};
-use shutdown_core::{BoxError, Builder, Phase, ShutdownCoordinator, Stage, StageContext};
+use shutdown_core::{Builder, Phase, ShutdownCoordinator, Stage, sentence};
 use shutdown_tower::admin::Family;
 
+use crate::Failure;
 use crate::request_log::{self, RequestLog};
 use crate::response_cache::ResponseCache;
 use crate::settings::Settings;
@@ -29,6 +30,8 @@ use crate::settings::Settings;
 /// Each is filled once, when its resource is open.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Resources {
+    /// The database's, in a PgBouncer.
+    entry: Entry,
     database: Arc<OnceLock<Database>>,
     cache: Arc<OnceLock<Cache>>,
     registry: Arc<OnceLock<Registry>>,
@@ -60,6 +63,9 @@ impl Resources {
             builder =
                 builder.stage_task(Stage::Database, url.name(), when_open(&self.database, close_database));
         }
+        if settings.pooler.is_some() {
+            builder = self.entry.stage(builder);
+        }
         builder
     }
 
@@ -75,7 +81,7 @@ impl Resources {
     ///
     /// # Errors
     ///
-    /// The database cannot be used.
+    /// The database cannot be used, or the PgBouncer in front of it.
     ///
     /// # Panics
     ///
@@ -83,8 +89,9 @@ impl Resources {
     pub(crate) async fn open(
         &self,
         settings: &Settings,
+        node_id: &str,
         shutdown: ShutdownCoordinator,
-    ) -> Result<Option<Opened>, OpenError> {
+    ) -> Result<Option<Opened>, Failure> {
         let mut opened = Opened::default();
         if let Some(url) = settings.cache.clone() {
             let cache = Cache::open(url, settings.cache_interval);
@@ -93,11 +100,15 @@ impl Resources {
         }
         if let Some(url) = settings.database.clone() {
             opened.database = url.to_string();
+            let access = Access::new(url, settings.connections);
+            let made = Box::pin(self.entry.make(settings.pooler.as_ref(), access, node_id)).await;
+            let access = made.map_err(|error| not_opened(&error, "--pgbouncer-config"))?;
             let database = tokio::select! {
                 biased;
                 () = shutdown.until(Phase::LameDuck) => return Ok(None),
-                database = Box::pin(Database::open(url, "edge-proxy", request_log::SCHEMA)) => database?,
+                database = Box::pin(Database::open(access, "edge-proxy", request_log::SCHEMA)) => database,
             };
+            let database = database.map_err(|error| not_opened(&error, "--database"))?;
             fill(&self.database, database.clone());
             let (log, writer) = request_log::open(database);
             // Refused only if the stop has come as far as its stage: then there will be no rows.
@@ -105,6 +116,11 @@ impl Resources {
             opened.log = Some(log);
         }
         Ok(Some(opened))
+    }
+
+    /// Takes back what no stage has: of a start that has failed, or that a stop came into.
+    pub(crate) async fn let_go(&self) {
+        self.entry.let_go().await;
     }
 
     /// Makes this node's entry for the registry, if there is one, before there is anything to stop: a stop that comes before
@@ -135,27 +151,13 @@ impl Resources {
 /// In the report and the plan.
 const REQUEST_LOG: &str = "request log";
 
+fn not_opened(error: &(dyn std::error::Error + 'static), flag: &str) -> Failure {
+    Failure::Start(format!("{}: mend that, or choose another with {flag}", sentence(error)))
+}
+
 /// Resources are opened by one caller, once.
 fn fill<T>(slot: &OnceLock<T>, value: T) {
     let _ = slot.set(value);
-}
-
-/// The stage task that closes what is in the slot by then.
-pub(crate) fn when_open<T, Fut>(
-    slot: &Arc<OnceLock<T>>,
-    close: impl FnOnce(T, StageContext) -> Fut + Send + 'static,
-) -> impl FnOnce(StageContext) -> std::pin::Pin<Box<dyn Future<Output = Result<(), BoxError>> + Send>>
-+ Send
-+ 'static
-where
-    T: Clone + Send + Sync + 'static,
-    Fut: Future<Output = Result<(), BoxError>> + Send + 'static,
-{
-    let slot = Arc::clone(slot);
-    move |stage| match slot.get() {
-        Some(resource) => Box::pin(close(resource.clone(), stage)),
-        None => Box::pin(async { Ok(()) }),
-    }
 }
 
 impl Opened {

@@ -17,10 +17,11 @@ use std::path::{Path, PathBuf};
 use std::str::FromStr;
 use std::time::Duration;
 
-use axum_service::resources::{CacheUrl, DatabaseUrl, Registry, RegistryUrl};
+use axum_service::resources::{CacheUrl, Connections, DatabaseUrl, Pooler, Registry, RegistryUrl};
 use axum_service::{dotenv, host, secrets};
 use shutdown_core::breaker;
 use shutdown_core::{LameDuckPolicy, ShutdownConfig, display_duration, parse_duration};
+use shutdown_pgbouncer::DatabaseName;
 
 use crate::flags::Flags;
 pub(crate) use crate::settings::companions::CompanionSettings;
@@ -29,7 +30,7 @@ use crate::targets::WhenAllOpen;
 use crate::upstreams::Upstream;
 
 /// The flags that take a value.
-pub(crate) const FLAGS: [&str; 23] = [
+pub(crate) const FLAGS: [&str; 26] = [
     "config",
     "listen",
     "admin",
@@ -39,6 +40,9 @@ pub(crate) const FLAGS: [&str; 23] = [
     "data-dir",
     "state-interval",
     "database",
+    "database-connections",
+    "pgbouncer-config",
+    "pgbouncer-database",
     "cache",
     "cache-interval",
     "registry",
@@ -81,6 +85,9 @@ pub(crate) struct Settings {
     pub(crate) state_interval: Duration,
     /// `None`: off.
     pub(crate) database: Option<DatabaseUrl>,
+    pub(crate) connections: Connections,
+    /// `None`: the database itself.
+    pub(crate) pooler: Option<Pooler>,
     /// `None`: off.
     pub(crate) cache: Option<CacheUrl>,
     pub(crate) cache_interval: Duration,
@@ -127,13 +134,18 @@ impl Settings {
         }
         let data_dir =
             PathBuf::from(sources.name("data-dir")?.unwrap_or_else(|| "./edge-proxy-data".to_owned()));
+        let database = sources.url_or_off("database", || DatabaseUrl::file(&data_dir.join(DATABASE)))?;
+        let pooler = sources.pooler(database.as_ref())?;
+        let most = if pooler.is_some() { Pooler::CONNECTIONS } else { Connections::default() };
         let settings = Self {
             listen,
             admin,
             upstreams: sources.upstreams()?,
             breaker: sources.breaker()?,
             when_all_open: sources.when_all_open()?,
-            database: sources.url_or_off("database", || DatabaseUrl::file(&data_dir.join(DATABASE)))?,
+            database,
+            connections: sources.url("database-connections")?.unwrap_or(most),
+            pooler,
             cache: sources.url_or_off("cache", || CacheUrl::Memory)?,
             cache_interval: sources.duration("cache-interval", CACHE_INTERVAL)?,
             registry: sources.url("registry")?,
@@ -195,6 +207,14 @@ impl fmt::Display for Settings {
         line("data-dir", &self.data_dir.display())?;
         line("state-interval", &display_duration(self.state_interval))?;
         line("database", shown(&self.database))?;
+        line("database-connections", &self.connections)?;
+        match &self.pooler {
+            None => line("pgbouncer-config", &"none")?,
+            Some(pooler) => {
+                line("pgbouncer-config", pooler)?;
+                line("pgbouncer-database", &pooler.database(&self.node_id(self.listen.port())))?;
+            }
+        }
         line("cache", shown(&self.cache))?;
         line("cache-interval", &display_duration(self.cache_interval))?;
         line("registry", shown(&self.registry))?;
@@ -325,6 +345,27 @@ impl Sources<'_> {
             Some(value) if value.text.trim() == "off" => Ok(None),
             _ => Ok(Some(self.url(flag)?.unwrap_or_else(default))),
         }
+    }
+
+    fn pooler(&self, database: Option<&DatabaseUrl>) -> Result<Option<Pooler>, String> {
+        let name = self.one("pgbouncer-database")?;
+        let Some(config) = self.one("pgbouncer-config")? else {
+            return match name {
+                Some(name) => {
+                    Err(format!("{name} is a database in a PgBouncer: give --pgbouncer-config, too"))
+                }
+                None => Ok(None),
+            };
+        };
+        if config.text.trim().is_empty() {
+            return Err(format!("{} is empty", config.from));
+        }
+        let name = name.map(|name| match name.text.parse::<DatabaseName>() {
+            Ok(parsed) => Ok(parsed),
+            Err(error) => Err(format!("{}: {error}", name.from)),
+        });
+        let pooler = Pooler::new(&config.text, name.transpose()?, database);
+        pooler.map(Some).map_err(|problem| format!("{}: {problem}", config.from))
     }
 
     fn upstreams(&self) -> Result<Vec<Upstream>, String> {
@@ -574,6 +615,17 @@ mod tests {
                 ".env: EDGE_PROXY_CACHE: no cache",
             ),
             (load(none(), &[], "", "cache = 'redis://me:secret@a:b'"), "cache: the cache URL"),
+            (
+                load(none(), &[], "", "database_connections = '1'"),
+                "edge.toml: database_connections: write how many",
+            ),
+            (load(none(), &[], "", "pgbouncer_config = '/a'"), "pgbouncer_config: PgBouncer pools"),
+            (load(none(), &[], "", "pgbouncer_config = '/a'\ndatabase = 'off'"), "there is none: give"),
+            (load(none(), &[], "", "pgbouncer_database = 'a'"), "give --pgbouncer-config, too"),
+            (
+                load(none(), &[], "", "pgbouncer_config = '/a'\npgbouncer_database = 'a b'"),
+                "pgbouncer_database: \"a b\" is no name",
+            ),
             (load(none(), &[], "", "cache_interval = 'soon'"), "cache_interval \"soon\""),
             (load(none(), &[], "", "registry = 'http://me:secret@a/'"), "registry: the registry URL"),
             (
@@ -603,6 +655,26 @@ mod tests {
         }
         assert_eq!(line("database = 'postgres://me:secret@db/x'", "database"), "postgres://db:5432/x");
         assert_eq!(line("cache = 'redis://me:secret@a:1'", "cache"), "redis://a:1");
+    }
+
+    #[test]
+    fn a_pgbouncer_makes_the_connections_few_and_the_nodes_name_a_database() {
+        let shown = |file: &str| load(Flags::default(), &[], "", file).unwrap().to_string();
+        let words = |shown: &str, name: &str| {
+            let line = shown.lines().find(|line| line.split_whitespace().next() == Some(name));
+            line.map(|line| line.split_whitespace().nth(1).unwrap().to_owned())
+        };
+        let plain = shown("");
+        assert_eq!(words(&plain, "database-connections").as_deref(), Some("16"));
+        assert_eq!(words(&plain, "pgbouncer-config").as_deref(), Some("none"));
+        assert_eq!(words(&plain, "pgbouncer-database"), None);
+        let pooled = "database = 'postgres://db/x'\npgbouncer_config = '/p.ini'\nnode_id = 'a:1'\n";
+        assert_eq!(words(&shown(pooled), "database-connections").as_deref(), Some("4"));
+        assert_eq!(words(&shown(pooled), "pgbouncer-config").as_deref(), Some("/p.ini"));
+        assert_eq!(words(&shown(pooled), "pgbouncer-database").as_deref(), Some("a_1"));
+        let named = shown(&format!("{pooled}pgbouncer_database = 'mine'\ndatabase_connections = '7'"));
+        assert_eq!(words(&named, "pgbouncer-database").as_deref(), Some("mine"));
+        assert_eq!(words(&named, "database-connections").as_deref(), Some("7"));
     }
 
     #[test]

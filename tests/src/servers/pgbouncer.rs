@@ -2,17 +2,17 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
-use std::os::unix::fs::{PermissionsExt, chown};
+use std::os::unix::fs::PermissionsExt;
 use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitStatus};
 use std::time::Duration;
 
-use rustix::process::{Signal, geteuid};
+use rustix::process::Signal;
 use tempfile::TempDir;
 
 use super::postgres::programs;
-use super::{Postgres, as_user, ask, dir_of, ids_of};
+use super::{Postgres, as_user, ask, dir_of, give_away};
 use crate::PATIENCE;
 use crate::process::Process;
 
@@ -118,10 +118,7 @@ impl Installed {
             let file = dir.path().join(name);
             std::fs::write(&file, text).expect("a temporary directory");
             std::fs::set_permissions(&file, PermissionsExt::from_mode(0o600)).expect("our own file");
-            if geteuid().is_root() {
-                let (uid, gid) = ids_of(USER);
-                chown(&file, Some(uid), Some(gid)).expect("root may give a file away");
-            }
+            give_away(&file, USER);
         }
         LaidOut { installed: self.clone(), dir }
     }
@@ -192,6 +189,31 @@ impl Installed {
         Ok(Pgbouncer { process, installed: self.clone(), dir })
     }
 
+    /// As [`start`](Self::start), for services that bring databases of their own: `postgres` and `pgbouncer` are let in by name,
+    /// without a password, and `pgbouncer` administers it. Its files are such as people write.
+    ///
+    /// # Panics
+    ///
+    /// If it does not start.
+    pub fn start_for_services(&self, postgres: &Postgres, pooling: Pooling) -> Pgbouncer {
+        let mut pgbouncer = self.start(postgres, pooling, 20);
+        pgbouncer.signal(Signal::INT);
+        pgbouncer.ended(PATIENCE);
+        let dir = pgbouncer.dir.path();
+        let users = dir.join("userlist.txt");
+        std::fs::write(&users, "\"postgres\" \"\"\n\"pgbouncer\" \"\"\n").expect("a temporary directory");
+        let file = settings(dir);
+        let said = std::fs::read_to_string(&file).expect("it was written");
+        let said = said
+            .replace("[databases]\n", "; by hand\n[databases]\n\n")
+            .replace("[pgbouncer]\n", "\n  # the rest\n[pgbouncer]\nadmin_users = pgbouncer\n")
+            .replace("auth_type = any\n", &format!("auth_type=trust \nauth_file = {}\n", users.display()));
+        std::fs::write(&file, said).expect("a temporary directory");
+        give_away(&file, USER);
+        pgbouncer.start_again().expect("it starts with them");
+        pgbouncer
+    }
+
     /// Starts one in this directory and waits until it takes clients; what it said if it ends instead.
     fn run(&self, dir: &Path) -> Result<Process, String> {
         let mut process = Process::start(as_user(USER, &self.program).arg(settings(dir)));
@@ -254,6 +276,16 @@ impl Pgbouncer {
         assert!(self.process.is_over(), "it still runs");
         self.process = self.installed.run(self.dir.path())?;
         Ok(())
+    }
+
+    /// Its configuration.
+    pub fn config(&self) -> PathBuf {
+        settings(self.dir.path())
+    }
+
+    /// Where PostgreSQL's own clients find a database of it.
+    pub fn url(&self, database: &str, user: &str) -> String {
+        format!("postgres:///{database}?host={}&port={PORT}&user={user}", self.dir.path().display())
     }
 
     /// Its PID file.

@@ -162,10 +162,28 @@ impl Postgres {
     ///
     /// If the statement fails or takes too long.
     pub fn query(&self, sql: &str) -> String {
+        self.query_at(&self.url(), sql)
+    }
+
+    /// The same at another place, a pooler's.
+    ///
+    /// # Panics
+    ///
+    /// As [`query`](Self::query).
+    pub fn query_at(&self, url: &str, sql: &str) -> String {
         ask(command_as(USER, &self.programs.join("psql"))
             .env("PGAPPNAME", "judge")
             .args(["--no-psqlrc", "--quiet", "--no-align", "--tuples-only", "--set", "ON_ERROR_STOP=1"])
-            .args(["--dbname", &self.url(), "--command", sql]))
+            .args(["--dbname", url, "--command", sql]))
+    }
+
+    /// Runs PostgreSQL's own benchmark with these arguments; what it says.
+    ///
+    /// # Panics
+    ///
+    /// If it fails.
+    pub fn pgbench(&self, arguments: &[&str]) -> String {
+        ask(command_as(USER, &self.programs.join("pgbench")).args(arguments))
     }
 
     /// How many connections clients of this name have.

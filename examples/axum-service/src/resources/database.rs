@@ -13,10 +13,6 @@ use sqlx::sqlite::SqliteConnectOptions;
 use sqlx::{AnyConnection, AnyPool, ConnectOptions, Connection, PgConnection};
 use tokio::time::timeout;
 
-/// The most connections that a pool opens.
-const CONNECTIONS: u32 = 10;
-/// And that for background tasks.
-const TASK_CONNECTIONS: u32 = 6;
 /// How long a request waits for a connection, and a start for the server.
 const ACQUIRE: Duration = Duration::from_secs(5);
 
@@ -83,6 +79,49 @@ impl DatabaseUrl {
         Self::Sqlite(format!("sqlite:{path}?mode=rwc"))
     }
 
+    /// As an entry of a PgBouncer that keeps so many connections to it.
+    ///
+    /// # Errors
+    ///
+    /// It is no server, or PgBouncer would misread it: one sentence.
+    pub(super) fn entry(&self, connections: Connections) -> Result<shutdown_pgbouncer::Connection, String> {
+        let Self::Postgres(options, _) = self else {
+            return Err(format!("{} has no connections to pool", self.name()));
+        };
+        let socket = options.get_socket().map(|dir| dir.display().to_string());
+        shutdown_pgbouncer::Connection::default()
+            .set("host", socket.as_deref().unwrap_or(options.get_host()))?
+            .set("port", &options.get_port().to_string())?
+            // As libpq has it.
+            .set("dbname", options.get_database().unwrap_or(options.get_username()))?
+            .set("pool_size", &connections.to_string())
+    }
+
+    /// The database of this name there, with the same user, password and options; without TLS where there is none.
+    pub(super) fn at(&self, (host, port): (&str, u16), name: &str) -> Self {
+        let Self::Postgres(_, text) = self else { return self.clone() };
+        let rest = text.split_once("://").map_or(text.as_str(), |(_, rest)| rest);
+        let rest = rest.split('#').next().unwrap_or_default();
+        let (address, query) = rest.split_once('?').unwrap_or((rest, ""));
+        let authority = address.split('/').next().unwrap_or_default();
+        let user = authority.rsplit_once('@').map_or(String::new(), |(user, _)| format!("{user}@"));
+        // Whatever says where it is.
+        let place = ["host", "hostaddr", "port", "dbname", "sslmode", "ssl-mode"];
+        let kept = query.split('&').filter(|pair| {
+            let key = pair.split('=').next().unwrap_or_default();
+            !pair.is_empty() && !place.contains(&key)
+        });
+        let mut pairs: Vec<_> = kept.map(ToOwned::to_owned).collect();
+        let host: String = host.bytes().map(|byte| format!("%{byte:02X}")).collect();
+        pairs.push(format!("host={host}&port={port}&sslmode=prefer"));
+        let url = format!("postgres://{user}localhost/{name}?{}", pairs.join("&"));
+        match url.parse() {
+            Ok(url) => url,
+            // What can be read with one place can be read with another.
+            Err(_) => self.clone(),
+        }
+    }
+
     /// Whether it is in this process: there is no server to ask.
     pub fn is_embedded(&self) -> bool {
         matches!(self, Self::Sqlite(_))
@@ -119,6 +158,73 @@ impl fmt::Debug for DatabaseUrl {
     }
 }
 
+/// The most connections that there are, for requests and for background tasks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Connections {
+    requests: u32,
+    tasks: u32,
+}
+
+impl Connections {
+    /// So many in all: six of sixteen for tasks, at least one for each.
+    pub const fn of(total: u16) -> Self {
+        let total = total as u32;
+        let tasks = if total < 3 { 1 } else { total * 6 / 16 };
+        Self { requests: if total < 3 { 1 } else { total - tasks }, tasks }
+    }
+
+    /// In all.
+    pub fn total(self) -> u32 {
+        self.requests + self.tasks
+    }
+}
+
+/// To a server itself.
+impl Default for Connections {
+    fn default() -> Self {
+        Self::of(16)
+    }
+}
+
+impl FromStr for Connections {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        match text.trim().parse() {
+            Ok(total) if total >= 2 => Ok(Self::of(total)),
+            _ => Err("write how many connections, from 2 on: some for requests, some for tasks".to_owned()),
+        }
+    }
+}
+
+impl fmt::Display for Connections {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}", self.total())
+    }
+}
+
+/// A database, the way to it, and by how many connections.
+#[derive(Clone, Debug)]
+pub struct Access {
+    pub(super) url: DatabaseUrl,
+    /// A pooler's database that is this one.
+    pub(super) through: Option<DatabaseUrl>,
+    pub(super) connections: Connections,
+}
+
+impl Access {
+    /// By so many connections to itself.
+    pub fn new(url: DatabaseUrl, connections: Connections) -> Self {
+        Self { url, through: None, connections }
+    }
+}
+
+impl From<DatabaseUrl> for Access {
+    fn from(url: DatabaseUrl) -> Self {
+        Self::new(url, Connections::default())
+    }
+}
+
 /// Statements that make the tables, each harmless when they are there. `$id` is a key that the database counts itself.
 pub type Schema = &'static [&'static str];
 
@@ -149,13 +255,14 @@ impl fmt::Display for Database {
 /// A database that cannot be used.
 #[derive(Debug)]
 pub struct OpenError {
-    url: DatabaseUrl,
+    access: Access,
     source: sqlx::Error,
 }
 
 impl fmt::Display for OpenError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "the database {} cannot be used", self.url)
+        write!(f, "the database {} cannot be used", self.access.url)?;
+        self.access.through.as_ref().map_or(Ok(()), |_| f.write_str(" through PgBouncer"))
     }
 }
 
@@ -175,18 +282,21 @@ impl Database {
     /// # Cancel safety
     ///
     /// Cancel safe.
-    pub async fn open(url: DatabaseUrl, program: &str, schema: Schema) -> Result<Self, OpenError> {
-        let failed = |source| OpenError { url: url.clone(), source };
+    pub async fn open(access: impl Into<Access>, program: &str, schema: Schema) -> Result<Self, OpenError> {
+        let access = access.into();
+        let failed = |source| OpenError { access: access.clone(), source };
         sqlx::any::install_default_drivers();
         // In a container every process is number 1: the time tells them apart.
         let application = format!("{program}-{}-{:x}", std::process::id(), now_ms());
-        reach(&url, &options(&url, "start").map_err(failed)?).await.map_err(failed)?;
-        let options = options(&url, &application).map_err(failed)?;
-        let pool = pool(&url, options).await.map_err(failed)?;
+        let Access { url, through, connections } = &access;
+        let way = through.as_ref().unwrap_or(url);
+        reach(way, &options(way, "start").map_err(failed)?).await.map_err(failed)?;
+        let options = options(way, &application).map_err(failed)?;
+        let pool = pool(way, options, connections.requests).await.map_err(failed)?;
         let tasks = match url {
             DatabaseUrl::Sqlite(_) => pool.clone(),
             DatabaseUrl::Postgres(..) => {
-                let same = pool.options().clone().max_connections(TASK_CONNECTIONS);
+                let same = pool.options().clone().max_connections(connections.tasks);
                 same.connect_lazy_with(pool.connect_options().as_ref().clone())
             }
         };
@@ -412,8 +522,8 @@ async fn prepare(url: &DatabaseUrl, connection: &mut AnyConnection) -> Result<()
     Ok(())
 }
 
-async fn pool(url: &DatabaseUrl, options: AnyConnectOptions) -> Result<AnyPool, sqlx::Error> {
-    let mut pool = AnyPoolOptions::new().max_connections(CONNECTIONS).acquire_timeout(ACQUIRE);
+async fn pool(url: &DatabaseUrl, options: AnyConnectOptions, most: u32) -> Result<AnyPool, sqlx::Error> {
+    let mut pool = AnyPoolOptions::new().max_connections(most).acquire_timeout(ACQUIRE);
     if matches!(url, DatabaseUrl::Sqlite(url) if url.contains(":memory:")) {
         // Each connection has a memory of its own, which goes with it.
         pool = pool.max_connections(1).min_connections(1).idle_timeout(None).max_lifetime(None);
@@ -442,12 +552,46 @@ mod tests {
         }
     }
 
+    #[test]
+    fn connections_are_shared_out_as_ten_to_six_and_at_least_one_each() {
+        for (total, requests, tasks) in [(16, 10, 6), (4, 3, 1), (2, 1, 1), (3, 2, 1), (32, 20, 12)] {
+            assert_eq!(total.to_string().parse(), Ok(Connections { requests, tasks }));
+        }
+        for wrong in ["", "0", "1", "-4", "many", "70000"] {
+            wrong.parse::<Connections>().unwrap_err();
+        }
+    }
+
+    #[test]
+    fn by_way_of_a_pooler_only_the_place_and_the_name_are_other_ones() {
+        for text in [
+            "postgres://me:p%40ss@db:5433/orders?statement-cache-capacity=7&sslmode=require",
+            "postgresql:///orders?host=/run/postgresql&port=5433&user=me&password=p%40ss&statement-cache-capacity=7",
+            "postgres://me:p%40ss@%2Frun%2Fpostgresql:5433/orders?statement-cache-capacity=7#x",
+        ] {
+            let url: DatabaseUrl = text.parse().unwrap();
+            for (host, socket) in [("/run/a b", true), ("::1", false), ("127.0.0.1", false)] {
+                let DatabaseUrl::Postgres(options, text) = url.at((host, 6432), "node_1") else {
+                    panic!("{text}")
+                };
+                assert_eq!((options.get_port(), options.get_database()), (6432, Some("node_1")), "{text}");
+                let at = options.get_socket().map(|dir| dir.display().to_string());
+                assert_eq!(at.as_deref().unwrap_or(options.get_host()), host, "{text}");
+                assert_eq!(at.is_some(), socket, "{text}");
+                let shown = format!("{options:?}");
+                for kept in ["username: \"me\"", "password: Some(\"p@ss\")", "statement_cache_capacity: 7"] {
+                    assert!(shown.contains(kept), "{kept} is not in {shown}");
+                }
+            }
+        }
+    }
+
     /// A pool with idle connections, and a query under way in another one.
     async fn busy_among_idle(dir: &std::path::Path) -> (Database, tokio::task::JoinHandle<()>) {
         let url = DatabaseUrl::file(&dir.join("a.db"));
         let database = Database::open(url, "test", &[]).await.unwrap();
         let mut all = Vec::new();
-        for _ in 0..CONNECTIONS {
+        for _ in 0..Connections::default().requests {
             all.push(database.pool().acquire().await.unwrap());
         }
         let mut busy = all.pop().unwrap();

@@ -155,8 +155,11 @@ const INI: &[(&str, Expect)] = &[
     ("[pgbouncer]\n{P}[databases]\n%include\t/dev/null \na = host=h\n", Read(A)),
 ];
 
-/// Userlists, and who gets in by which password.
-const USERLISTS: &[(&str, &[(&str, &str)], &[(&str, &str)])] = &[
+/// A user and a password.
+type Login = (&'static str, &'static str);
+
+/// Userlists, the logins that get in, and those that do not.
+const USERLISTS: &[(&str, &[Login], &[Login])] = &[
     ("\"a\" \"x\"\n\"z\" \"z\"\n", &[("a", "x"), ("z", "z")], &[("a", "y"), ("b", "x")]),
     ("", &[], &[("z", "z")]),
     (" \t; c\r\n \x0b\"a\" \"x\"\r\n\n\"z\"\t\"z\"", &[("a", "x"), ("z", "z")], &[]),

@@ -57,6 +57,7 @@ fn databases_are_found_as_pgbouncer_finds_them() {
     assert_eq!(databases("[DATABASES]\na=\n"), []);
     assert_eq!(databases("[databases] [users] [databases] a=\n"), [database("a", 1)]);
     assert_eq!(databases("[databases]\n'a\nb' = host=h\nc =\n"), [database("a\nb", 2), database("c", 4)]);
+    assert_eq!(databases("[databases]\n # a =\n;b =\na@b =\nc = # d\n"), [database("c", 5)]);
     // What cannot be read ends with its line.
     assert_eq!(databases("[databases]\n'a\nb =\n\"c\" =\nd =\n"), [database("b", 3), database("d", 5)]);
 }
@@ -129,6 +130,7 @@ fn what_a_version_misreads_is_told_and_not_fatal() {
         ("* = bogus", 1),
         ("a =\n\0", 1),
         ("%include x\na =\nb =", 1),
+        ("# c\n ; c", 0),
     ];
     for (text, count) in misread {
         let (fatal, misread) = problems(&format!("[pgbouncer]\n[databases]\n{text}\n"), NEWEST);

@@ -103,6 +103,10 @@ fn a_name_that_begins_as_another_is_another() {
     assert!(list.remove(&name("proj_a")));
     assert_eq!(list.as_bytes(), b"\"proj_ab\" \"2\"\n\"PROJ_A\" \"3\"\n");
     assert!(!list.remove(&name("proj_a")));
+    // With its doubles.
+    let mut list = Userlist::new("\"a\" \"1\"\n; c\n\"a\" \"2\"");
+    assert!(list.remove(&name("a")));
+    assert_eq!(list.as_bytes(), b"; c\n");
 }
 
 #[test]

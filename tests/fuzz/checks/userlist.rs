@@ -60,6 +60,7 @@ fn edited(before: &Userlist, name: &UserName) {
     let mut removed = before.clone();
     assert_eq!(removed.remove(name), was_there);
     assert_eq!(others(&removed), others(before));
+    assert!(removed.users().iter().all(|user| user.name != name.as_str()), "it is gone, with its doubles");
     if !was_there {
         assert_eq!(&removed, before);
     }

@@ -204,7 +204,7 @@ mod tests {
             ("DATABASE_CONNECTIONS=1", "DATABASE_CONNECTIONS: write how many"),
             ("PGBOUNCER_CONFIG=/etc/pgbouncer/pgbouncer.ini", "PGBOUNCER_CONFIG: PgBouncer pools"),
             ("PGBOUNCER_DATABASE=a", "set PGBOUNCER_CONFIG, too"),
-            ("PGBOUNCER_CONFIG=/a\nPGBOUNCER_DATABASE=a b", "PGBOUNCER_DATABASE: \"a b\" is no name"),
+            ("PGBOUNCER_CONFIG=/a\nPGBOUNCER_DATABASE=a/b", "PGBOUNCER_DATABASE: \"a/b\" is no name"),
             ("AXUM_SERVICE_LISTEN=3000", "AXUM_SERVICE_LISTEN: write an IP"),
             ("AXUM_SERVICE_ADMIN=0.0.0.0:1", "AXUM_SERVICE_ADMIN=0.0.0.0:1 is not loopback"),
             ("AXUM_SERVICE_INTERVAL=soon", "AXUM_SERVICE_INTERVAL: "),

@@ -98,8 +98,12 @@ impl DatabaseUrl {
     }
 
     /// The database of this name there, with the same user, password and options; without TLS where there is none.
-    pub(super) fn at(&self, (host, port): (&str, u16), name: &str) -> Self {
-        let Self::Postgres(_, text) = self else { return self.clone() };
+    ///
+    /// # Errors
+    ///
+    /// It cannot be read any more; one sentence.
+    pub(super) fn at(&self, (host, port): (&str, u16), name: &str) -> Result<Self, String> {
+        let Self::Postgres(_, text) = self else { return Ok(self.clone()) };
         let rest = text.split_once("://").map_or(text.as_str(), |(_, rest)| rest);
         let rest = rest.split('#').next().unwrap_or_default();
         let (address, query) = rest.split_once('?').unwrap_or((rest, ""));
@@ -115,11 +119,7 @@ impl DatabaseUrl {
         let host: String = host.bytes().map(|byte| format!("%{byte:02X}")).collect();
         pairs.push(format!("host={host}&port={port}&sslmode=prefer"));
         let url = format!("postgres://{user}localhost/{name}?{}", pairs.join("&"));
-        match url.parse() {
-            Ok(url) => url,
-            // What can be read with one place can be read with another.
-            Err(_) => self.clone(),
-        }
+        url.parse()
     }
 
     /// Whether it is in this process: there is no server to ask.
@@ -571,7 +571,7 @@ mod tests {
         ] {
             let url: DatabaseUrl = text.parse().unwrap();
             for (host, socket) in [("/run/a b", true), ("::1", false), ("127.0.0.1", false)] {
-                let DatabaseUrl::Postgres(options, text) = url.at((host, 6432), "node_1") else {
+                let DatabaseUrl::Postgres(options, text) = url.at((host, 6432), "node_1").unwrap() else {
                     panic!("{text}")
                 };
                 assert_eq!((options.get_port(), options.get_database()), (6432, Some("node_1")), "{text}");

@@ -130,10 +130,12 @@ impl Entry {
         let pgbouncer = PgBouncer::new(&pooler.config).lock_timeout(PATIENCE);
         let registration =
             Registration::register(pgbouncer, database.clone(), &connection).await.map_err(failed)?;
-        let through = access.url.at(registration.client_side(), database.as_str());
         let (host, port) = registration.client_side();
         tracing::info!(%database, "registered with the PgBouncer at {host}:{port}");
+        let through = access.url.at((host, port), database.as_str());
+        // Whatever comes now, it is taken back.
         *self.0.lock() = Some(registration);
+        let through = through.map_err(|what| failed(Error::Input(what)))?;
         Ok(Access { through: Some(through), ..access })
     }
 

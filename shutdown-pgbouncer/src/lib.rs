@@ -29,6 +29,7 @@
 //! | read or check a file | [`Ini`], [`Userlist`], [`check()`], [`Capacity`] |
 //! | make a secret that PostgreSQL and PgBouncer share | [`secret`] |
 //! | pause, drain | [`Paused`], [`drain()`] |
+//! | have a database there from a service's start to its end | [`Registration`] |
 //! | ask the admin console | [`Console`] |
 //! | edit another file in the same way | [`Locked`] |
 //!

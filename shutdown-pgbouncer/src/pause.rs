@@ -47,8 +47,8 @@ impl Paused {
         if and_disabled && database.is_some() {
             paused.undo.push(format!("ENABLE{name}"));
             if let Err(error) = console.tell(&format!("DISABLE{name}")).await {
-                // It did not: then there is nothing to undo.
-                paused.undo.clear();
+                // It did not, or its answer was lost; to enable what is enabled does no harm.
+                paused.resume().await?;
                 return Err(error);
             }
         }

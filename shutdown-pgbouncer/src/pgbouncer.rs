@@ -239,30 +239,39 @@ impl PgBouncer {
         if !editing.is_changed() {
             return editing.finish(expected).await;
         }
-        let Some(address) = self.reached(&editing.old_ini()).await? else {
-            return editing.finish(expected).await;
-        };
         let until = match removal {
             Removal::Drained(within) => Some(Instant::now() + within),
             Removal::DrainedBy(until) => Some(until),
             Removal::Forced => None,
         };
-        match until {
-            Some(until) => {
-                let paused = Paused::until(&address, Some(name), true, until).await?;
-                let done = editing.finish(expected).await;
-                if done.is_ok() {
-                    // It is gone, and with it what it was.
-                    paused.keep();
-                } else {
-                    paused.resume().await?;
-                }
-                done
-            }
-            None => {
-                let cut = clients_of(&address, name).await?;
-                editing.notes.extend(cut);
-                editing.finish(expected).await
+        let Some(until) = until else {
+            let cut = match self.reached(&editing.old_ini()).await {
+                Ok(Some(address)) => clients_of(&address, name).await,
+                Ok(None) => Ok(Vec::new()),
+                Err(error) => Err(error),
+            };
+            editing
+                .notes
+                .extend(cut.unwrap_or_else(|why| vec![format!("nobody could look whom it cut: {why}")]));
+            return editing.finish(expected).await;
+        };
+        let address = match self.reached(&editing.old_ini()).await? {
+            Some(address) if is_served(&address, name).await? => address,
+            // Nobody is there to be seen out.
+            _ => return editing.finish(expected).await,
+        };
+        let paused = Paused::until(&address, Some(name), true, until).await?;
+        let done = editing.finish(expected).await;
+        let Err(error) = done else {
+            // It is gone, and with it what it was.
+            paused.keep();
+            return done;
+        };
+        match paused.resume().await {
+            Ok(()) => Err(error),
+            Err(still) => {
+                let held = format!("; {name} may still be paused: {still}");
+                Err(Error::Unverified(format!("{}{held}", shutdown_core::sentence(&error))))
             }
         }
     }
@@ -595,6 +604,14 @@ pub(crate) fn not_found(why: &Ending) -> String {
         Ending::Refused(why) => why.to_string(),
         other => other.as_str().to_owned(),
     }
+}
+
+/// Whether PgBouncer has this database: one that was added and never reloaded is only in the file.
+async fn is_served(address: &ConsoleAddress, name: &DatabaseName) -> Result<bool, Error> {
+    let console = Console::open(address).await?;
+    let rows = console.tell("SHOW DATABASES").await;
+    console.close().await;
+    Ok(rows?.iter().any(|row| row.get("name").is_some_and(|served| served == name.as_str())))
 }
 
 /// Who is about to be cut.

@@ -81,7 +81,7 @@ pub(crate) enum Command {
         #[arg(long, value_name = "TIME", default_value = "10s", value_parser = duration)]
         deadline: Duration,
     },
-    /// Undoes a pause
+    /// Undoes a pause, and what a removal that was killed has left
     Resume {
         /// One database; default: all
         database: Option<DatabaseName>,

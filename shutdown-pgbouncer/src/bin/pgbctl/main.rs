@@ -95,7 +95,13 @@ async fn run(flags: &Flags) -> Result<Answer, Error> {
             let console = Console::open(&pgbouncer.console(&pgbouncer.ini()?)).await?;
             let name = database.as_ref().map(|name| format!(" \"{name}\"")).unwrap_or_default();
             let resumed = console.tell(&format!("RESUME{name}")).await;
+            // A removal that was killed leaves both.
+            let enabled = match database {
+                Some(_) => console.tell(&format!("ENABLE{name}")).await.map(|_| ()),
+                None => Ok(()),
+            };
             console.close().await;
+            enabled?;
             match resumed {
                 Err(Error::Unreachable(said)) if said.contains("not paused") => {
                     Ok(Answer::default().line("It was not paused").with("paused", false))

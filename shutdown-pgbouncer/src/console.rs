@@ -77,6 +77,11 @@ impl ConsoleAddress {
         (host, self.0.get_ports().first().copied().unwrap_or(6432))
     }
 
+    /// Whether it has a password of its own.
+    pub fn has_password(&self) -> bool {
+        self.0.get_password().is_some()
+    }
+
     /// With a password; `PGPASSWORD` else.
     #[must_use]
     pub fn password(mut self, password: impl AsRef<[u8]>) -> Self {
@@ -100,6 +105,11 @@ impl FromStr for ConsoleAddress {
         if config.get_connect_timeout().is_none() {
             config.connect_timeout(PATIENCE);
         }
+        if config.get_password().is_none()
+            && let Ok(password) = std::env::var("PGPASSWORD")
+        {
+            config.password(password);
+        }
         Ok(Self(config))
     }
 }
@@ -120,11 +130,28 @@ impl fmt::Debug for ConsoleAddress {
 /// A row: column by name. What is NULL is not there.
 pub type Row = BTreeMap<String, String>;
 
-/// An open connection. [`close`](Self::close) it: dropped, PgBouncer notices a moment later.
+/// An open connection, gone when this is dropped; [`close`](Self::close) waits until PgBouncer has heard.
 pub struct Console {
-    client: tokio_postgres::Client,
+    /// There until it is closed.
+    client: Option<tokio_postgres::Client>,
     connection: JoinHandle<()>,
     address: ConsoleAddress,
+}
+
+/// Why there is no answer to use.
+pub(crate) enum Failure {
+    /// PgBouncer refused.
+    Refused(Error),
+    /// It may have done it, or not, or may still.
+    Unknown(Error),
+}
+
+impl From<Failure> for Error {
+    fn from(failure: Failure) -> Self {
+        match failure {
+            Failure::Refused(error) | Failure::Unknown(error) => error,
+        }
+    }
 }
 
 impl Console {
@@ -149,7 +176,7 @@ impl Console {
         };
         // An error ends it, and whoever waits for an answer hears of that.
         let connection = tokio::spawn(async move { _ = connection.await });
-        Ok(Self { client, connection, address: address.clone() })
+        Ok(Self { client: Some(client), connection, address: address.clone() })
     }
 
     /// Sends one command and waits for its answer, without a limit.
@@ -162,9 +189,15 @@ impl Console {
     ///
     /// What was sent is done: a `PAUSE` whose answer nobody waits for still pauses.
     pub async fn ask(&self, command: &str) -> Result<Vec<Row>, Error> {
-        let answer = self.client.simple_query(command).await;
-        let messages = answer.map_err(|error| {
-            Error::Unreachable(format!("PgBouncer at {}: {command}: {}", self.address, said(&error)))
+        Ok(self.asked(command).await?)
+    }
+
+    pub(crate) async fn asked(&self, command: &str) -> Result<Vec<Row>, Failure> {
+        let client = self.client.as_ref().expect("it is taken by what consumes this");
+        let messages = client.simple_query(command).await.map_err(|error| {
+            let what =
+                Error::Unreachable(format!("PgBouncer at {}: {command}: {}", self.address, said(&error)));
+            if error.as_db_error().is_some() { Failure::Refused(what) } else { Failure::Unknown(what) }
         })?;
         let rows = messages.into_iter().filter_map(|message| match message {
             SimpleQueryMessage::Row(row) => {
@@ -186,9 +219,15 @@ impl Console {
     ///
     /// As [`ask`](Self::ask).
     pub async fn tell(&self, command: &str) -> Result<Vec<Row>, Error> {
-        let late =
-            |_| Error::Unreachable(format!("PgBouncer at {}: {command}: it does not answer", self.address));
-        timeout(PATIENCE, self.ask(command)).await.map_err(late)?
+        Ok(self.told(command).await?)
+    }
+
+    pub(crate) async fn told(&self, command: &str) -> Result<Vec<Row>, Failure> {
+        let late = |_| {
+            let what = format!("PgBouncer at {}: {command}: it does not answer", self.address);
+            Failure::Unknown(Error::Unreachable(what))
+        };
+        timeout(PATIENCE, self.asked(command)).await.map_err(late)?
     }
 
     /// Which PgBouncer it is.
@@ -211,15 +250,21 @@ impl Console {
     /// # Cancel safety
     ///
     /// It is closed in any case.
-    pub async fn close(self) {
-        let Self { client, connection, .. } = self;
-        drop(client);
-        let _ = timeout(PATIENCE, connection).await;
+    pub async fn close(mut self) {
+        self.client = None;
+        let _ = timeout(PATIENCE, &mut self.connection).await;
     }
 
     /// Whether PgBouncer hangs up within this time: how it answers `SHUTDOWN`.
-    pub(crate) async fn hung_up_within(self, time: Duration) -> bool {
-        timeout(time, self.connection).await.is_ok()
+    pub(crate) async fn hung_up_within(mut self, time: Duration) -> bool {
+        timeout(time, &mut self.connection).await.is_ok()
+    }
+}
+
+impl Drop for Console {
+    fn drop(&mut self) {
+        // An answer that is still to come would keep it open, and PgBouncer from stopping.
+        self.connection.abort();
     }
 }
 

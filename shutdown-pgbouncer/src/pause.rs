@@ -7,8 +7,9 @@
 use std::time::Duration;
 
 use tokio::time::{Instant, timeout_at};
+use tokio_util::sync::CancellationToken;
 
-use crate::console::{Console, ConsoleAddress, quoted};
+use crate::console::{Console, ConsoleAddress, Failure, Row, quoted};
 use crate::{DatabaseName, Error};
 
 /// How long a drop waits for its `RESUME`.
@@ -24,8 +25,8 @@ pub struct Paused {
 }
 
 impl Paused {
-    /// Pauses one database, or all: waits until their transactions have ended, at most until then. `and_disabled`: new clients are
-    /// refused as well.
+    /// Pauses one database, or all: waits until their transactions have ended, at most until then, or until it is `cancelled`.
+    /// `and_disabled`: new clients are refused as well. What was paused or disabled before stays so.
     ///
     /// # Errors
     ///
@@ -39,43 +40,72 @@ impl Paused {
         database: Option<&DatabaseName>,
         and_disabled: bool,
         deadline: Instant,
+        cancelled: &CancellationToken,
     ) -> Result<Self, Error> {
+        let (paused, console) =
+            Self::with_console(address, database, and_disabled, deadline, cancelled).await?;
+        console.close().await;
+        Ok(paused)
+    }
+
+    /// The same, and the connection that asked.
+    async fn with_console(
+        address: &ConsoleAddress,
+        database: Option<&DatabaseName>,
+        and_disabled: bool,
+        deadline: Instant,
+        cancelled: &CancellationToken,
+    ) -> Result<(Self, Console), Error> {
         let name = database.map(|name| format!(" {}", quoted(name.as_str()))).unwrap_or_default();
         let console = Console::open(address).await?;
+        let rows = match database {
+            Some(_) => console.tell("SHOW DATABASES").await?,
+            None => Vec::new(),
+        };
+        let was = |column: &str| {
+            let named = |row: &&Row| {
+                database.is_some_and(|name| row.get("name").is_some_and(|row| row == name.as_str()))
+            };
+            rows.iter().find(named).and_then(|row| row.get(column)).is_some_and(|value| value == "1")
+        };
         // From here on it is undone.
         let mut paused = Self { address: address.clone(), undo: Vec::new() };
-        if and_disabled && database.is_some() {
+        if and_disabled && database.is_some() && !was("disabled") {
             paused.undo.push(format!("ENABLE{name}"));
-            if let Err(error) = console.tell(&format!("DISABLE{name}")).await {
-                // It did not, or its answer was lost; to enable what is enabled does no harm.
-                paused.resume().await?;
-                return Err(error);
+            if let Err(failure) = console.told(&format!("DISABLE{name}")).await {
+                return Err(paused.give_up(failure, true).await);
             }
         }
-        paused.undo.insert(0, format!("RESUME{name}"));
-        let pausing = timeout_at(deadline, console.ask(&format!("PAUSE{name}"))).await;
-        match pausing {
-            Ok(Ok(_)) => {
-                console.close().await;
-                Ok(paused)
-            }
-            Ok(Err(error)) => {
-                if database.is_none() {
-                    // Somebody else has paused all: that is theirs to undo.
-                    paused.undo.clear();
-                }
-                console.close().await;
-                paused.resume().await?;
-                Err(error)
-            }
-            Err(_) => {
-                drop(console);
-                paused.resume().await?;
-                let what = database.map_or("it".to_owned(), |name| format!("database {name}"));
-                Err(Error::Refused(format!(
-                    "{what} still had an open transaction at the deadline; it goes on as before"
-                )))
-            }
+        if !was("paused") {
+            paused.undo.insert(0, format!("RESUME{name}"));
+        }
+        let command = format!("PAUSE{name}");
+        let pausing = console.asked(&command);
+        let what = database.map_or("it".to_owned(), |name| format!("database {name}"));
+        let why = tokio::select! {
+            biased;
+            () = cancelled.cancelled() => format!("interrupted while {what} still had an open transaction"),
+            answer = timeout_at(deadline, pausing) => match answer {
+                Ok(Ok(_)) => return Ok((paused, console)),
+                // All is paused already, by somebody else: theirs to undo.
+                Ok(Err(failure)) => return Err(paused.give_up(failure, database.is_none()).await),
+                Err(_) => format!("{what} still had an open transaction at the deadline"),
+            },
+        };
+        drop(console);
+        paused.resume().await?;
+        Err(Error::Refused(format!("{why}; it goes on as before")))
+    }
+
+    /// Undoes what may have been done. `last`: what was refused was the last thing that would be undone, so it need not be.
+    async fn give_up(mut self, failure: Failure, last: bool) -> Error {
+        if last && matches!(failure, Failure::Refused(_)) {
+            self.undo.clear();
+        }
+        let error = Error::from(failure);
+        match self.resume().await {
+            Ok(()) => error,
+            Err(still) => Error::Unreachable(format!("{error}; and it may still be paused: {still}")),
         }
     }
 
@@ -144,27 +174,40 @@ impl Drop for Paused {
 }
 
 /// Drains a PgBouncer and ends it: no transaction is begun any more, those that are open finish, then it is told to shut down. Right in
-/// every version, and over the network; by a PID file, [`stop`](crate::PgBouncer::stop) is simpler.
+/// every version, and over the network; by a PID file, [`stop`](crate::PgBouncer::stop) is simpler. The address must be one
+/// PgBouncer's: behind a balancer nobody knows whom one talks to.
 ///
 /// # Errors
 ///
-/// [`Error::Refused`]: a transaction was still open at the deadline, and it goes on as before. [`Error::Unreachable`].
+/// [`Error::Refused`]: a transaction was still open at the deadline, or it was `cancelled` before; it goes on as before.
+/// [`Error::Unreachable`].
 ///
 /// # Cancel safety
 ///
 /// Dropped before it is told to shut down, it goes on as before.
-pub async fn drain(address: &ConsoleAddress, deadline: Instant) -> Result<(), Error> {
-    let paused = Paused::until(address, None, false, deadline).await?;
-    let console = Console::open(address).await?;
-    let told = console.tell("SHUTDOWN").await;
-    // It hangs up instead of answering.
-    let is_gone = console.hung_up_within(LAST_WORD).await;
-    if let Err(error) = told
-        && !is_gone
-    {
-        paused.resume().await?;
-        return Err(error);
+pub async fn drain(
+    address: &ConsoleAddress,
+    deadline: Instant,
+    cancelled: &CancellationToken,
+) -> Result<(), Error> {
+    let (paused, console) = Paused::with_console(address, None, false, deadline, cancelled).await?;
+    // On the connection that has paused it. It hangs up instead of answering.
+    let told = console.told("SHUTDOWN").await;
+    if let Err(Failure::Refused(error)) = told {
+        return Err(paused.give_up(Failure::Unknown(error), false).await);
     }
-    paused.keep();
-    Ok(())
+    let is_gone = console.hung_up_within(LAST_WORD).await;
+    // A network that is cut looks the same: then somebody still answers.
+    match Console::open(address).await {
+        Err(_) if is_gone => {
+            paused.keep();
+            Ok(())
+        }
+        _ => {
+            paused.resume().await?;
+            Err(Error::Unreachable(format!(
+                "PgBouncer at {address} was told to shut down, and still answers"
+            )))
+        }
+    }
 }

@@ -5,12 +5,13 @@ use std::time::{Duration, SystemTime};
 
 use shutdown_core::companions::{Companion, Ending, Ladder, PidFile, PidFileKind};
 use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
 
 use crate::console::{Console, ConsoleAddress};
 use crate::pause::Paused;
-use crate::reload::{Expected, Reloaded, reload};
+use crate::reload::{Expected, Reloaded, is_served, reload};
 use crate::store::{self, Backup, Locked};
-use crate::{Connection, DatabaseName, Error, Ini, Secret, UserName, Userlist, Version};
+use crate::{Connection, DatabaseName, Error, Ini, Secret, UserName, Userlist, Version, whole};
 
 /// What a PgBouncer's process is called.
 const PROGRAM: &str = "pgbouncer";
@@ -68,7 +69,7 @@ pub struct PgBouncer {
     console: Option<ConsoleAddress>,
     patience: Duration,
     reload: Reload,
-    forced: bool,
+    cancelled: CancellationToken,
 }
 
 impl PgBouncer {
@@ -80,7 +81,7 @@ impl PgBouncer {
             console: None,
             patience: PATIENCE,
             reload: Reload::default(),
-            forced: false,
+            cancelled: CancellationToken::new(),
         }
     }
 
@@ -108,10 +109,11 @@ impl PgBouncer {
         Self { reload, ..self }
     }
 
-    /// Edits also a file that PgBouncer would refuse. Default: not.
+    /// Gives up waiting, for a lock or for transactions, when this is cancelled: nothing is changed then. What is being written is
+    /// finished. Default: never.
     #[must_use]
-    pub fn forced(self, forced: bool) -> Self {
-        Self { forced, ..self }
+    pub fn until_cancelled(self, cancelled: CancellationToken) -> Self {
+        Self { cancelled, ..self }
     }
 
     /// Its configuration file.
@@ -119,15 +121,13 @@ impl PgBouncer {
         &self.config
     }
 
-    /// What is in its configuration file.
+    /// What is in its configuration file, and in those that it includes.
     ///
     /// # Errors
     ///
     /// [`Error::Unwritten`]: it cannot be read.
     pub fn ini(&self) -> Result<Ini, Error> {
-        std::fs::read(&self.config)
-            .map(Ini::new)
-            .map_err(|source| Error::unwritten(&self.config, "read", source))
+        whole(&self.config)
     }
 
     /// Where its user list is.
@@ -175,8 +175,8 @@ impl PgBouncer {
                 return Ok(());
             }
             ini.set_database(&name, &connection)
-        })?;
-        editing.finish(Expected::databases()).await
+        });
+        editing.await?.finish(Expected::database(&name)).await
     }
 
     /// Gives a database exactly these settings, added or changed.
@@ -189,7 +189,8 @@ impl PgBouncer {
     ///
     /// As [`add_database`](Self::add_database).
     pub async fn put_database(&self, name: &DatabaseName, connection: &Connection) -> Result<Done, Error> {
-        self.edit_ini(|ini, _| ini.set_database(name, connection))?.finish(Expected::databases()).await
+        let editing = self.edit_ini(|ini, _| ini.set_database(name, connection)).await?;
+        editing.finish(Expected::database(name)).await
     }
 
     /// Changes settings of a database, or adds them; what is not named stays.
@@ -215,8 +216,8 @@ impl PgBouncer {
                 connection = connection.set(key, value)?;
             }
             ini.set_database(name, &connection)
-        })?;
-        editing.finish(Expected::databases()).await
+        });
+        editing.await?.finish(Expected::database(name)).await
     }
 
     /// Removes a database. With a PgBouncer that runs its clients are seen out first, or cut, as `removal` says.
@@ -229,23 +230,23 @@ impl PgBouncer {
     ///
     /// As [`add_database`](Self::add_database); a database that was paused goes on.
     pub async fn remove_database(&self, name: &DatabaseName, removal: Removal) -> Result<Done, Error> {
-        let mut editing = self.edit_ini(|ini, notes| {
+        let editing = self.edit_ini(|ini, notes| {
             if !ini.remove_database(name.as_str()) {
                 notes.push(format!("{name} is not in {}", self.config.display()));
             }
             Ok(())
-        })?;
-        let expected = Expected::without(name, find(&editing.old_ini(), "*").is_some());
-        if !editing.is_changed() {
-            return editing.finish(expected).await;
-        }
+        });
+        let mut editing = editing.await?;
+        // With `*` whoever asks for it gets it again; and an entry that is included stays.
+        let any = editing.before.databases().iter().any(|database| database.name == "*");
+        let expected = Expected::without(name, any);
         let until = match removal {
             Removal::Drained(within) => Some(Instant::now() + within),
             Removal::DrainedBy(until) => Some(until),
             Removal::Forced => None,
         };
         let Some(until) = until else {
-            let cut = match self.reached(&editing.old_ini()).await {
+            let cut = match self.reached(&editing.before).await {
                 Ok(Some(address)) => clients_of(&address, name).await,
                 Ok(None) => Ok(Vec::new()),
                 Err(error) => Err(error),
@@ -255,17 +256,25 @@ impl PgBouncer {
                 .extend(cut.unwrap_or_else(|why| vec![format!("nobody could look whom it cut: {why}")]));
             return editing.finish(expected).await;
         };
-        let address = match self.reached(&editing.old_ini()).await? {
-            Some(address) if is_served(&address, name).await? => address,
+        let address = match self.reached(&editing.before).await? {
+            Some(address) if has(&address, name).await? => address,
             // Nobody is there to be seen out.
             _ => return editing.finish(expected).await,
         };
-        let paused = Paused::until(&address, Some(name), true, until).await?;
+        let paused = Paused::until(&address, Some(name), true, until, &self.cancelled).await?;
         let done = editing.finish(expected).await;
-        let Err(error) = done else {
-            // It is gone, and with it what it was.
-            paused.keep();
-            return done;
+        let error = match done {
+            Ok(done) if done.reloaded == Reloaded::Verified => {
+                // It is gone, and with it what it was.
+                paused.keep();
+                return Ok(done);
+            }
+            // Nobody has seen that it is gone.
+            Ok(done) => {
+                let _ = paused.resume().await;
+                return Ok(done);
+            }
+            Err(error) => error,
         };
         match paused.resume().await {
             Ok(()) => Err(error),
@@ -286,7 +295,7 @@ impl PgBouncer {
     ///
     /// As [`add_database`](Self::add_database).
     pub async fn set_parameter(&self, key: &str, value: &str) -> Result<Done, Error> {
-        let editing = self.edit_ini(|ini, _| ini.set_parameter(key, value))?;
+        let editing = self.edit_ini(|ini, _| ini.set_parameter(key, value)).await?;
         editing.finish(Expected::parameter(key, value)).await
     }
 
@@ -300,7 +309,28 @@ impl PgBouncer {
     ///
     /// As [`add_database`](Self::add_database).
     pub async fn set_user(&self, name: &UserName, secret: &Secret) -> Result<Done, Error> {
-        self.edit_userlist(|list, _| list.set(name, secret))?.finish(Expected::user(name)).await
+        self.edit_userlist(|list, _| list.set(name, secret)).await?.finish(Expected::user(name)).await
+    }
+
+    /// The same, and the role on this database server has it first: a URL or `key=value` pairs, its password by `PGPASSWORD`. The
+    /// user list is locked and looked at before.
+    ///
+    /// # Errors
+    ///
+    /// Any [`Error`]; [`Error::Unverified`] also when the server has the secret and the user list does not.
+    ///
+    /// # Cancel safety
+    ///
+    /// Dropped, the server may have it and the user list not.
+    pub async fn set_user_on(&self, server: &str, name: &UserName, secret: &Secret) -> Result<Done, Error> {
+        let editing = self.edit_userlist(|list, _| list.set(name, secret)).await?;
+        crate::secret::run(server, &crate::secret::alter_role(name, secret)).await?;
+        editing.finish(Expected::user(name)).await.map_err(|error| {
+            let why = shutdown_core::sentence(&error);
+            Error::Unverified(format!(
+                "the server has the new secret, and PgBouncer may not; set it again: {why}"
+            ))
+        })
     }
 
     /// Removes a user. Clients that have logged in stay.
@@ -317,8 +347,8 @@ impl PgBouncer {
             if !list.remove(name) {
                 notes.push(format!("{:?} is not in the user list", name.as_str()));
             }
-        })?;
-        editing.finish(Expected::nothing()).await
+        });
+        editing.await?.finish(Expected::nothing()).await
     }
 
     /// Reloads PgBouncer and looks whether it runs by its files.
@@ -332,14 +362,23 @@ impl PgBouncer {
     /// Dropped, it may have reloaded.
     pub async fn reload(&self) -> Result<Reloaded, Error> {
         let ini = self.ini()?;
-        reload(
-            &ini,
+        self.tell(
             &[self.console(&ini)],
             self.process(&ini).as_ref(),
-            &Expected::databases(),
+            &Expected::everything(),
             &mut Vec::new(),
         )
         .await
+    }
+
+    async fn tell(
+        &self,
+        consoles: &[ConsoleAddress],
+        process: Option<&Companion>,
+        expected: &Expected,
+        notes: &mut Vec<String>,
+    ) -> Result<Reloaded, Error> {
+        reload(&self.config, self.userlist.as_deref(), consoles, process, expected, notes).await
     }
 
     /// Keeps a copy of a file.
@@ -406,11 +445,11 @@ impl PgBouncer {
             let editing = self.edit_ini(|ini, _| {
                 *ini = Ini::new(bytes);
                 Ok(())
-            })?;
-            return editing.finish(Expected::databases()).await;
+            });
+            return editing.await?.finish(Expected::everything()).await;
         }
         if self.userlist_path().is_ok_and(|list| of(&list)) {
-            let editing = self.edit_userlist(|list, _| *list = Userlist::new(bytes))?;
+            let editing = self.edit_userlist(|list, _| *list = Userlist::new(bytes)).await?;
             return editing.finish(Expected::nothing()).await;
         }
         Err(Error::Input(format!(
@@ -440,37 +479,61 @@ impl PgBouncer {
         Ok(process.ladder(ladder).end().await)
     }
 
-    /// Where the console is, if an edit is to be followed by a reload; none if nobody is to be told.
+    /// Whom an edit is to be seen by: the console, if it is to be followed by a reload; none if nobody is to be told.
     async fn reached(&self, ini: &Ini) -> Result<Option<ConsoleAddress>, Error> {
-        let runs = match self.process(ini) {
-            Some(process) => process.find().await.is_ok(),
-            None => false,
+        let found = match (self.reload, self.process(ini)) {
+            (Reload::Never, _) | (Reload::IfRunning, None) => return Ok(None),
+            (Reload::IfRunning, Some(process)) => process.find().await,
+            (Reload::Always, _) => Ok(0),
         };
+        if let Err(Ending::NotRunning(_)) = found {
+            return Ok(None);
+        }
         let address = self.console(ini);
-        match self.reload {
-            Reload::Never => Ok(None),
-            Reload::IfRunning if !runs => Ok(None),
-            // Without it nobody can be seen out.
-            _ => {
-                Console::open(&address).await?.close().await;
+        match (Console::open(&address).await, found) {
+            (Ok(console), _) => {
+                console.close().await;
                 Ok(Some(address))
+            }
+            // It may run, and may be another one.
+            (Err(unseen), Err(why)) => Err(Error::Refused(format!("{}; and {unseen}", not_found(&why)))),
+            (Err(unseen), Ok(_)) => Err(unseen),
+        }
+    }
+
+    /// Waits for a lock with a thread of its own, and no longer than until it is cancelled.
+    async fn locked(
+        &self,
+        file: &Path,
+        take: impl FnOnce(&Path, Duration) -> Result<Locked, Error> + Send + 'static,
+    ) -> Result<Locked, Error> {
+        let (path, patience) = (file.to_owned(), self.patience);
+        let interrupted = || Error::Refused("interrupted; nothing is changed".to_owned());
+        if self.cancelled.is_cancelled() {
+            return Err(interrupted());
+        }
+        tokio::select! {
+            biased;
+            () = self.cancelled.cancelled() => Err(interrupted()),
+            // Whoever does not wait any more lets it go as soon as it is had.
+            taken = tokio::task::spawn_blocking(move || take(&path, patience)) => {
+                taken.unwrap_or_else(|error| Err(Error::unwritten(file, "locked", std::io::Error::other(error))))
             }
         }
     }
 
-    fn edit_ini(
+    async fn edit_ini(
         &self,
         change: impl FnOnce(&mut Ini, &mut Vec<String>) -> Result<(), String>,
     ) -> Result<Editing<'_>, Error> {
-        let locked = Locked::take(&self.config, self.patience)?;
+        let locked = self.locked(&self.config, Locked::take).await?;
+        let before = self.ini()?;
         let old = locked.read()?;
         let mut ini = Ini::new(old.clone());
         let name = self.config.display();
         let mut notes = Vec::new();
         let broken = |ini: &Ini, when: &str| match fatal(ini) {
-            Some(problem) if !self.forced => {
-                Err(Error::Input(format!("{name}, {problem}; {when}, and nothing is changed")))
-            }
+            Some(problem) => Err(Error::Input(format!("{name}, {problem}; {when}, and nothing is changed"))),
             _ => Ok(()),
         };
         change(&mut ini, &mut notes).map_err(|what| Error::Input(format!("{name}: {what}")))?;
@@ -480,30 +543,32 @@ impl PgBouncer {
             broken(&ini, "PgBouncer would refuse it")?;
         }
         let new = ini.as_bytes().to_vec();
-        Ok(Editing { of: self, file: self.config.clone(), locked, old, new, ini: Some(ini), notes })
+        Ok(Editing { of: self, file: self.config.clone(), locked, before, old, new, notes })
     }
 
-    fn edit_userlist(
+    async fn edit_userlist(
         &self,
         change: impl FnOnce(&mut Userlist, &mut Vec<String>),
     ) -> Result<Editing<'_>, Error> {
         let file = self.userlist_path()?;
-        let locked = Locked::take_or_make(&file, self.patience)?;
+        let locked = self.locked(&file, Locked::take_or_make).await?;
+        // A list may be there before a configuration is.
+        let before = self.ini().unwrap_or_else(|_| Ini::new(""));
         let old = locked.read()?;
         let mut list = Userlist::new(old.clone());
         let mut notes = Vec::new();
         let fatal = |list: &Userlist| list.problems().into_iter().find(|problem| problem.fatal);
-        let before = fatal(&list);
+        let was = fatal(&list);
         change(&mut list, &mut notes);
         // A backup that mends a broken list is welcome.
-        if let Some(problem) = fatal(&list).map(|after| before.unwrap_or(after)).filter(|_| !self.forced) {
+        if let Some(problem) = fatal(&list).map(|after| was.unwrap_or(after)) {
             let name = file.display();
             return Err(Error::Input(format!(
                 "{name}, {problem}; PgBouncer takes no user behind that line, and nothing is changed"
             )));
         }
         let new = list.as_bytes().to_vec();
-        Ok(Editing { of: self, file, locked, old, new, ini: None, notes })
+        Ok(Editing { of: self, file, locked, before, old, new, notes })
     }
 }
 
@@ -512,63 +577,78 @@ struct Editing<'a> {
     of: &'a PgBouncer,
     file: PathBuf,
     locked: Locked,
+    /// The configuration as it is, with what it includes: by this PgBouncer runs.
+    before: Ini,
     old: Vec<u8>,
     new: Vec<u8>,
-    /// What is written, of a configuration.
-    ini: Option<Ini>,
     notes: Vec<String>,
 }
 
 impl Editing<'_> {
-    fn is_changed(&self) -> bool {
-        self.old != self.new
-    }
-
-    fn old_ini(&self) -> Ini {
-        Ini::new(self.old.clone())
-    }
-
     /// The rest of the story: backup, write, reload, verify; and back, if PgBouncer does not run by it.
     async fn finish(self, expected: Expected) -> Result<Done, Error> {
-        let is_changed = self.is_changed();
-        let Self { of, file, locked, old, new, ini, mut notes } = self;
-        if !is_changed {
-            let reloaded = Reloaded::NotAsked("nothing was changed".to_owned());
-            return Ok(Done { changed: false, file, backup: None, reloaded, notes });
+        let Self { of, file, locked, before, old, new, mut notes } = self;
+        let changed = old != new;
+        let mut backup = None;
+        if changed {
+            let kept = locked.back_up()?;
+            if let Err(error) = locked.write(&new) {
+                // Kept, unless nothing happened: whatever is there now, this is what was.
+                if locked.read().is_ok_and(|bytes| bytes == old) {
+                    let _ = std::fs::remove_file(&kept);
+                }
+                return Err(error);
+            }
+            tracing::info!(file = %file.display(), "edited");
+            backup = Some(kept);
         }
-        let ini = match ini {
-            Some(ini) => ini,
-            None => of.ini()?,
-        };
-        let backup = locked.back_up()?;
-        if let Err(error) = locked.write(&new) {
-            let _ = std::fs::remove_file(&backup);
-            return Err(error);
-        }
-        tracing::info!(file = %file.display(), "edited");
-        // It runs by the old ones: none of these is changed by a reload.
-        let before = if file == of.config { Ini::new(old.clone()) } else { ini.clone() };
-        let consoles = [of.console(&before), of.console(&ini)];
-        let process = of.process(&before).or_else(|| of.process(&ini));
+        // A place that the edit has changed is not yet where PgBouncer is; after a restart it is.
+        let after = of.ini().unwrap_or_else(|_| before.clone());
+        let consoles = [of.console(&before), of.console(&after)];
+        let process = of.process(&before).or_else(|| of.process(&after));
         let told = match (of.reload, &process) {
             (Reload::Never, _) => Err("--no-reload".to_owned()),
             (Reload::Always, _) => Ok(()),
             (Reload::IfRunning, None) => Err(format!("{} has no pidfile", of.config.display())),
-            (Reload::IfRunning, Some(process)) => {
-                process.find().await.map(drop).map_err(|why| not_found(&why))
-            }
+            (Reload::IfRunning, Some(process)) => match process.find().await {
+                Ok(_) => Ok(()),
+                Err(why @ Ending::NotRunning(_)) => Err(not_found(&why)),
+                // It may run all the same, as process 1 of a container does.
+                Err(why) => match Console::open(&consoles[0]).await {
+                    Ok(console) => {
+                        console.close().await;
+                        Ok(())
+                    }
+                    Err(_) => Err(not_found(&why)),
+                },
+            },
         };
+        if !changed {
+            // It was in the file, which says nothing of PgBouncer.
+            let reloaded = match told {
+                Ok(()) if of.reload == Reload::Always || !is_served(&consoles, &after, &expected).await => {
+                    of.tell(&consoles, process.as_ref(), &expected, &mut notes).await?
+                }
+                _ => Reloaded::NotAsked("nothing was changed".to_owned()),
+            };
+            return Ok(Done { changed, file, backup, reloaded, notes });
+        }
         let reloaded = match told {
             Err(why) => Ok(Reloaded::NotAsked(why)),
-            Ok(()) => reload(&ini, &consoles, process.as_ref(), &expected, &mut notes).await,
+            Ok(()) => of.tell(&consoles, process.as_ref(), &expected, &mut notes).await,
         };
+        let name = file.display();
         match reloaded {
-            Ok(reloaded) => Ok(Done { changed: true, file, backup: Some(backup), reloaded, notes }),
+            Ok(reloaded) => Ok(Done { changed, file, backup, reloaded, notes }),
             Err(Error::Unverified(why)) => {
-                locked.write(&old)?;
-                let nothing = Expected::nothing();
-                let again = reload(&before, &consoles, process.as_ref(), &nothing, &mut Vec::new()).await;
-                let name = file.display();
+                if let Err(error) = locked.write(&old) {
+                    let error = shutdown_core::sentence(&error);
+                    let kept = backup.map(|backup| backup.display().to_string()).unwrap_or_default();
+                    return Err(Error::Unverified(format!(
+                        "{why}; and {name} is not rolled back: {error}; what it was is {kept}"
+                    )));
+                }
+                let again = of.tell(&consoles, process.as_ref(), &Expected::nothing(), &mut Vec::new()).await;
                 Err(Error::Unverified(match again {
                     Ok(_) => format!("{why}; {name} is rolled back, and PgBouncer has reloaded it"),
                     Err(error) => {
@@ -577,9 +657,7 @@ impl Editing<'_> {
                 }))
             }
             // It is written, and nobody has refused it.
-            Err(error) => {
-                Err(Error::Unverified(format!("{} is written, but not reloaded: {error}", file.display())))
-            }
+            Err(error) => Err(Error::Unverified(format!("{name} is written, but not reloaded: {error}"))),
         }
     }
 }
@@ -607,7 +685,7 @@ pub(crate) fn not_found(why: &Ending) -> String {
 }
 
 /// Whether PgBouncer has this database: one that was added and never reloaded is only in the file.
-async fn is_served(address: &ConsoleAddress, name: &DatabaseName) -> Result<bool, Error> {
+async fn has(address: &ConsoleAddress, name: &DatabaseName) -> Result<bool, Error> {
     let console = Console::open(address).await?;
     let rows = console.tell("SHOW DATABASES").await;
     console.close().await;

@@ -3,11 +3,14 @@
 //! `RELOAD` answers well although it failed, before 1.25, and with a broken user list in every version (measured on 1.18 to 1.26).
 //! So what PgBouncer says that it has is compared with what the file says.
 
+use std::collections::BTreeMap;
+use std::path::Path;
+
 use shutdown_core::companions::{Companion, StopSignal};
 
 use crate::console::{Console, ConsoleAddress, Row};
 use crate::pgbouncer::not_found;
-use crate::{Connection, DatabaseName, Error, Ini, UserName};
+use crate::{Connection, DatabaseName, Error, Finding, Ini, UserName, check, whole};
 
 /// What PgBouncer says to who got in and is none of `admin_users`.
 const NO_ADMIN: &str = "admin access needed";
@@ -29,10 +32,11 @@ pub enum Reloaded {
     NotAsked(String),
 }
 
-/// What must be there after a reload, beside the databases of the file.
+/// What must be there after a reload.
 #[derive(Debug, Default)]
 pub(crate) struct Expected {
-    databases: bool,
+    /// These databases as the files say; what differs in others is noted. `None`: all.
+    databases: Option<Vec<String>>,
     gone: Option<String>,
     parameter: Option<(String, String)>,
     user: Option<String>,
@@ -40,30 +44,44 @@ pub(crate) struct Expected {
 
 impl Expected {
     pub(crate) fn nothing() -> Self {
+        Self { databases: Some(Vec::new()), ..Self::default() }
+    }
+
+    /// All databases.
+    pub(crate) fn everything() -> Self {
         Self::default()
     }
 
-    pub(crate) fn databases() -> Self {
-        Self { databases: true, ..Self::default() }
+    pub(crate) fn database(name: &DatabaseName) -> Self {
+        Self { databases: Some(vec![name.as_str().to_owned()]), ..Self::default() }
     }
 
     /// The database is gone; unless any name is a database.
     pub(crate) fn without(name: &DatabaseName, any: bool) -> Self {
-        Self { gone: (!any).then(|| name.as_str().to_owned()), ..Self::databases() }
+        Self { gone: (!any).then(|| name.as_str().to_owned()), ..Self::nothing() }
     }
 
     pub(crate) fn parameter(key: &str, value: &str) -> Self {
-        Self { parameter: Some((key.to_owned(), value.to_owned())), ..Self::databases() }
+        Self { parameter: Some((key.to_owned(), value.to_owned())), ..Self::nothing() }
     }
 
     pub(crate) fn user(name: &UserName) -> Self {
-        Self { user: Some(name.as_str().to_owned()), ..Self::default() }
+        Self { user: Some(name.as_str().to_owned()), ..Self::nothing() }
     }
+}
+
+/// Whether PgBouncer's databases are as expected, without a reload.
+pub(crate) async fn is_served(addresses: &[ConsoleAddress], ini: &Ini, expected: &Expected) -> bool {
+    let Ok(console) = open(addresses).await else { return false };
+    let rows = console.tell("SHOW DATABASES").await;
+    console.close().await;
+    rows.is_ok_and(|rows| databases(ini, &rows, expected, &mut Vec::new()).is_ok())
 }
 
 /// Tells PgBouncer to reload: through its console, and looks; else by SIGHUP.
 pub(crate) async fn reload(
-    ini: &Ini,
+    config: &Path,
+    userlist: Option<&Path>,
     addresses: &[ConsoleAddress],
     process: Option<&Companion>,
     expected: &Expected,
@@ -71,7 +89,7 @@ pub(crate) async fn reload(
 ) -> Result<Reloaded, Error> {
     let unseen = match open(addresses).await {
         Ok(console) => {
-            let verified = reload_and_look(&console, ini, expected, notes).await;
+            let verified = reload_and_look(&console, config, userlist, expected, notes).await;
             console.close().await;
             match verified {
                 Err(Error::Unreachable(said)) if said.ends_with(NO_ADMIN) => Error::Unreachable(said),
@@ -101,12 +119,20 @@ async fn open(addresses: &[ConsoleAddress]) -> Result<Console, Error> {
 
 async fn reload_and_look(
     console: &Console,
-    ini: &Ini,
+    config: &Path,
+    userlist: Option<&Path>,
     expected: &Expected,
     notes: &mut Vec<String>,
 ) -> Result<(), Error> {
     let refused = |error: Error| Error::Unverified(format!("PgBouncer refused the reload: {error}"));
     let version = console.version().await?;
+    // Before it is told: what it refuses it has applied by half. Before 1.25 it would not even say so.
+    let fatal = check(config, userlist, version)?.into_iter().find(|finding| finding.problem.fatal);
+    if let Some(Finding { file, problem }) = fatal {
+        let file = file.display();
+        return Err(Error::Unverified(format!("PgBouncer {version} refuses {file}, {problem}")));
+    }
+    let ini = whole(config)?;
     let before = match &expected.parameter {
         Some((key, _)) => parameter(console, key).await?,
         None => None,
@@ -115,19 +141,8 @@ async fn reload_and_look(
         Err(Error::Unreachable(said)) if said.ends_with(NO_ADMIN) => return Err(Error::Unreachable(said)),
         told => told.map_err(refused)?,
     };
-    // Before 1.25 it does not say so.
-    if let Some(problem) = ini.problems(version).into_iter().find(|problem| problem.fatal) {
-        return Err(Error::Unverified(format!("PgBouncer {version} refuses the file: {problem}")));
-    }
-    if expected.databases {
-        let rows = console.tell("SHOW DATABASES").await?;
-        compare(ini, &rows).map_err(Error::Unverified)?;
-        if let Some(gone) = &expected.gone
-            && rows.iter().any(|row| row.get("name") == Some(gone))
-        {
-            return Err(Error::Unverified(format!("PgBouncer still has database {gone}")));
-        }
-    }
+    let rows = console.tell("SHOW DATABASES").await?;
+    databases(&ini, &rows, expected, notes).map_err(Error::Unverified)?;
     if let Some((key, value)) = &expected.parameter {
         let after = parameter(console, key).await?;
         if after
@@ -171,27 +186,41 @@ fn is_same(ours: &str, theirs: Option<&str>) -> bool {
         "no" | "false" | "off" | "f" | "n" => Some(0.0),
         text => text.parse::<f64>().ok(),
     };
-    ours == theirs || number(ours).is_some_and(|ours| number(theirs) == Some(ours))
+    ours.eq_ignore_ascii_case(theirs) || number(ours).is_some_and(|ours| number(theirs) == Some(ours))
 }
 
-/// Whether what PgBouncer has is what the file says.
-fn compare(ini: &Ini, rows: &[Row]) -> Result<(), String> {
-    let databases = ini.databases();
-    for (place, database) in databases.iter().enumerate() {
-        let name = &database.name;
-        // Of two the last counts.
-        if name == "*" || databases[place + 1..].iter().any(|later| later.name == *name) {
-            continue;
+/// Whether the databases that PgBouncer has are what its files say.
+fn databases(ini: &Ini, rows: &[Row], expected: &Expected, notes: &mut Vec<String>) -> Result<(), String> {
+    // Of two of one name the last counts.
+    let all: BTreeMap<_, _> =
+        ini.databases().into_iter().map(|entry| (entry.name, entry.connection)).collect();
+    for (name, connection) in &all {
+        let Ok(connection) = connection else { continue };
+        let Err(what) = compare(name, connection, rows) else { continue };
+        match &expected.databases {
+            Some(these) if !these.contains(name) => notes.push(what),
+            _ => return Err(what),
         }
-        let Ok(connection) = &database.connection else { continue };
-        let Some(row) = rows.iter().find(|row| row.get("name") == Some(name)) else {
-            return Err(format!("PgBouncer does not have database {name}"));
-        };
-        for (what, wanted) in wanted(name, connection) {
-            let has = what.iter().find_map(|column| row.get(*column)).map_or("", String::as_str);
-            if has != wanted {
-                return Err(format!("PgBouncer has {} {has:?} for database {name}, not {wanted:?}", what[0]));
-            }
+    }
+    match &expected.gone {
+        Some(gone) if rows.iter().any(|row| row.get("name") == Some(gone)) && !all.contains_key(gone) => {
+            Err(format!("PgBouncer still has database {gone}"))
+        }
+        _ => Ok(()),
+    }
+}
+
+fn compare(name: &str, connection: &Connection, rows: &[Row]) -> Result<(), String> {
+    if name == "*" {
+        return Ok(());
+    }
+    let Some(row) = rows.iter().find(|row| row.get("name").is_some_and(|served| served == name)) else {
+        return Err(format!("PgBouncer does not have database {name}"));
+    };
+    for (columns, wanted) in wanted(name, connection) {
+        let has = columns.iter().find_map(|column| row.get(*column)).map_or("", String::as_str);
+        if has != wanted {
+            return Err(format!("PgBouncer has {} {has:?} for database {name}, not {wanted:?}", columns[0]));
         }
     }
     Ok(())
@@ -204,16 +233,17 @@ fn wanted(name: &str, connection: &Connection) -> Vec<(&'static [&'static str], 
     if let Some(host) = connection.get("host").filter(|host| !host.contains(',')) {
         wanted.push((&["host"], host.to_owned()));
     }
-    let mut number = |key: &str, columns: &'static [&'static str]| {
-        if let Some(value) =
-            connection.get(key).filter(|value| value.parse::<u32>().is_ok_and(|n| n.to_string() == *value))
+    let mut number = |keys: &[&str], columns: &'static [&'static str]| {
+        let value = connection.pairs().filter(|(key, _)| keys.contains(key)).last();
+        // Only what PgBouncer writes back as it was.
+        if let Some((_, value)) =
+            value.filter(|(_, value)| value.parse::<u16>().is_ok_and(|n| n.to_string() == *value))
         {
             wanted.push((columns, value.to_owned()));
         }
     };
-    number("port", &["port"]);
-    number("pool_size", &["pool_size"]);
-    number("reserve_pool", &["reserve_pool", "reserve_pool_size"]);
-    number("reserve_pool_size", &["reserve_pool_size", "reserve_pool"]);
+    number(&["port"], &["port"]);
+    number(&["pool_size"], &["pool_size"]);
+    number(&["reserve_pool", "reserve_pool_size"], &["reserve_pool", "reserve_pool_size"]);
     wanted
 }

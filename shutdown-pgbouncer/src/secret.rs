@@ -3,8 +3,11 @@
 //! A SCRAM verifier holds a salt of its own, so PgBouncer can only log in to a server with the very verifier that stands there
 //! (measured on 1.18 and 1.26): one is made, for `userlist.txt` and for `ALTER ROLE`, which stores it as it is.
 
+use std::time::Duration;
+
 use postgres_protocol::password;
 use rustix::rand::{GetRandomFlags, getrandom};
+use tokio::time::timeout;
 
 use crate::userlist::Secret;
 use crate::{Error, UserName};
@@ -68,29 +71,45 @@ pub fn alter_role(user: &UserName, secret: &Secret) -> String {
     format!("ALTER ROLE \"{name}\" PASSWORD '{literal}'")
 }
 
-/// Runs a statement on a database server.
+/// How long the server may take to let us in, and then to run the statement.
+const PATIENCE: Duration = Duration::from_secs(10);
+
+/// Runs a statement on a database server: a URL or `key=value` pairs, its password by `PGPASSWORD`. Without TLS: over a network that is not
+/// trusted print the statement, and run it with `psql`.
 ///
 /// # Errors
 ///
-/// [`Error::Unreachable`]: what the server said, without the statement.
+/// [`Error::Input`]: that is no server, or has a password. [`Error::Unreachable`]: what the server said, without the statement, or
+/// that it took too long.
 ///
 /// # Cancel safety
 ///
 /// Dropped, the statement may have been run.
-pub async fn run(server: &str, statement: &str) -> Result<(), Error> {
-    let unreachable = |error: &tokio_postgres::Error| {
-        Error::Unreachable(format!(
-            "the database server did not take the secret: {}",
-            crate::console::said(error)
-        ))
+pub(crate) async fn run(server: &str, statement: &str) -> Result<(), Error> {
+    // What is wrong with it may quote a password.
+    let wrong = |_| Error::Input("write the server as postgres://USER@HOST:PORT/NAME".to_owned());
+    let mut config: tokio_postgres::Config = server.parse().map_err(wrong)?;
+    if config.get_password().is_some() {
+        return Err(Error::Input(
+            "the server's password does not go into its URL: set PGPASSWORD".to_owned(),
+        ));
+    }
+    if let Ok(password) = std::env::var("PGPASSWORD") {
+        config.password(password);
+    }
+    let unreachable = |why: &dyn std::fmt::Display| {
+        Error::Unreachable(format!("the database server did not take the secret: {why}"))
     };
-    let (client, connection) =
-        tokio_postgres::connect(server, tokio_postgres::NoTls).await.map_err(|error| unreachable(&error))?;
-    let connection = tokio::spawn(connection);
-    let done = client.batch_execute(statement).await.map_err(|error| unreachable(&error));
-    drop(client);
-    let _ = connection.await;
-    done
+    let failed = |error: tokio_postgres::Error| unreachable(&crate::console::said(&error));
+    let running = async {
+        let (client, connection) = config.connect(tokio_postgres::NoTls).await.map_err(failed)?;
+        let connection = tokio::spawn(connection);
+        let done = client.batch_execute(statement).await.map_err(failed);
+        drop(client);
+        let _ = connection.await;
+        done
+    };
+    timeout(PATIENCE, running).await.unwrap_or_else(|_| Err(unreachable(&"it takes too long")))
 }
 
 #[cfg(test)]

@@ -48,9 +48,19 @@ impl Answer {
         Self { code: BAD_INPUT, ..self }
     }
 
+    /// Ended a process otherwise than it was meant.
+    pub(crate) fn not_well(self) -> Self {
+        Self { code: 7, ..self }
+    }
+
     /// Was asked to look, and could not.
     pub(crate) fn unverified(self) -> Self {
         Self { code: UNVERIFIED, ..self }
+    }
+
+    /// Whether PgBouncer was told, and nobody has looked.
+    pub(crate) fn is_unseen(&self) -> bool {
+        self.object.get("reload").is_some_and(|reload| reload == "signalled")
     }
 
     /// What became of an edit; `what` says what was meant, as `added orders`.
@@ -71,7 +81,11 @@ impl Answer {
         for note in &done.notes {
             answer = answer.warning(note);
         }
-        if done.changed { answer.of_reload(&done.reloaded) } else { answer.line("Nothing to change") }
+        let answer = if done.changed { answer } else { answer.line("Nothing to change") };
+        match &done.reloaded {
+            Reloaded::NotAsked(_) if !done.changed => answer.with("reload", "not asked"),
+            reloaded => answer.of_reload(reloaded),
+        }
     }
 
     pub(crate) fn of_reload(self, reloaded: &Reloaded) -> Self {

@@ -2,17 +2,27 @@
 
 use std::path::{Path, PathBuf};
 
-use shutdown_pgbouncer::Done;
+use shutdown_pgbouncer::{Done, Error};
 use syslog::{Facility, Formatter3164};
 
 /// Where the system's log listens, if not in its usual place.
 const SOCKET: &str = "PGBCTL_SYSLOG";
 
-/// Tells the system's log. Where there is none, as in most containers, nobody is told: the edit is done, and the backup says when.
-pub(crate) fn tell(what: &str, done: &Done) {
-    if !done.changed {
-        return;
+/// Tells the system's log what became of an edit that may have been written. Where there is none, as in most containers, nobody is
+/// told: the edit is done, and the backup says when.
+pub(crate) fn tell(what: &str, edit: &Result<Done, Error>) {
+    match edit {
+        Ok(done) if done.changed => {
+            let backup = done.backup.as_deref();
+            let backup = backup.map_or_else(String::new, |backup| format!(" backup={}", shown(backup)));
+            log(format!("{what} file={}{backup} {}", shown(&done.file), who()));
+        }
+        Err(Error::Unverified(_)) => log(format!("{what}: exit code 5 {}", who())),
+        _ => {}
     }
+}
+
+fn log(line: String) {
     let formatter = Formatter3164 {
         facility: Facility::LOG_USER,
         hostname: None,
@@ -23,14 +33,17 @@ pub(crate) fn tell(what: &str, done: &Done) {
         Some(path) => syslog::unix_custom(formatter, PathBuf::from(path)),
         None => syslog::unix(formatter),
     };
-    let backup =
-        done.backup.as_deref().map_or_else(String::new, |backup| format!(" backup={}", shown(backup)));
-    // Behind sudo the one who typed it.
-    let user = ["SUDO_USER", "USER"].iter().find_map(|name| std::env::var(name).ok());
-    let user = user.unwrap_or_else(|| rustix::process::getuid().as_raw().to_string());
-    let line = format!("{what} file={}{backup} user={}", shown(&done.file), plain(&user));
     if let Ok(mut logger) = logger {
         let _ = logger.info(line);
+    }
+}
+
+fn who() -> String {
+    let uid = rustix::process::getuid().as_raw();
+    // Behind sudo the one who typed it, as the environment says.
+    match std::env::var("SUDO_USER") {
+        Ok(user) => format!("uid={uid} sudo_user={}", plain(&user)),
+        Err(_) => format!("uid={uid}"),
     }
 }
 

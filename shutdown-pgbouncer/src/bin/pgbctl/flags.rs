@@ -6,7 +6,7 @@ use std::time::Duration;
 use clap::{Args, Parser, Subcommand};
 use shutdown_core::companions::Ladder;
 use shutdown_core::parse_duration;
-use shutdown_pgbouncer::{ConsoleAddress, DatabaseName, UserName, Version};
+use shutdown_pgbouncer::{DatabaseName, UserName, Version};
 
 /// Edits a PgBouncer's files safely by many hands, and drains, reloads and stops it.
 #[derive(Debug, Parser)]
@@ -15,9 +15,10 @@ use shutdown_pgbouncer::{ConsoleAddress, DatabaseName, UserName, Version};
     version,
     after_help = "Exit codes:\n  0  done, or it was so already\n  1  PgBouncer or the database server cannot be reached; nothing was \
                   written\n  2  bad input, or a file that PgBouncer would refuse; nothing was written\n  3  somebody else has the lock; nothing \
-                  was written\n  4  a file could not be read or written; it is as it was\n  5  written, but PgBouncer was not seen to run by it; \
+                  was written\n  4  a file could not be read or written; it is as it was\n  5  written, but PgBouncer was not seen to run by it (--reload, --verify); \
                   rolled back if it refused\n  6  refused: it is not the right process, or a database is still in use; nothing was \
-                  changed\n  128+n  ended by signal n"
+                  changed\n  7  stopped, but not as it should be: transactions were cut, or it still runs\n  128+n  ended by signal n: what was paused goes on, \
+                  unless the error says otherwise"
 )]
 pub(crate) struct Flags {
     /// PgBouncer's configuration file
@@ -34,7 +35,7 @@ pub(crate) struct Flags {
     pub(crate) userlist: Option<PathBuf>,
     /// The admin console; default: unix_socket_dir and listen_port of the configuration. PGPASSWORD is its password
     #[arg(long, global = true, value_name = "URL", env = "PGBCTL_ADMIN", hide_env_values = true)]
-    pub(crate) admin: Option<ConsoleAddress>,
+    pub(crate) admin: Option<String>,
     /// How long to wait for others who edit
     #[arg(long, global = true, value_name = "TIME", default_value = "30s", value_parser = duration)]
     pub(crate) lock_timeout: Duration,
@@ -195,7 +196,8 @@ pub(crate) enum User {
         /// Writes an md5 hash, for servers that still have those
         #[arg(long)]
         md5: bool,
-        /// Gives the role on this server the same verifier, before the user list has it; default: prints the statement
+        /// Gives the role on this server the same verifier, before the user list has it; default: prints the statement. PGPASSWORD is
+        /// its password
         #[arg(long, value_name = "URL")]
         run_on: Option<String>,
     },
@@ -301,6 +303,10 @@ fn age(text: &str) -> Result<Duration, String> {
 
 fn pair(text: &str) -> Result<(String, String), String> {
     match text.split_once('=') {
+        Some(("password", _)) => Err(
+            "a password does not go on the command line: put the user into the user list (pgbctl user add)"
+                .to_owned(),
+        ),
         Some((key, value)) if !key.is_empty() => Ok((key.to_owned(), value.to_owned())),
         _ => Err("write it as KEY=VALUE".to_owned()),
     }

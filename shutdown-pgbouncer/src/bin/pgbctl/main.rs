@@ -4,74 +4,84 @@ mod answer;
 mod audit;
 mod flags;
 
-use std::io::{self, Read};
+use std::io::{self, Write};
+use std::pin::pin;
 use std::process::ExitCode;
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use clap::{CommandFactory, Parser};
 use serde_json::{Value, json};
 use shutdown_core::companions::Ending;
 use shutdown_pgbouncer::{
-    Capacity, Connection, Console, Done, Error, Paused, PgBouncer, Reload, Reloaded, Removal, Row, Secret,
-    UserName, Userlist, Version, check, diagnose, drain, secret, whole,
+    Capacity, Connection, Console, ConsoleAddress, Done, Error, Paused, PgBouncer, Reload, Reloaded, Removal,
+    Row, Secret, Userlist, Version, check, diagnose, drain, secret,
 };
 use tokio::signal::unix::{SignalKind, signal};
-use tokio::time::Instant;
+use tokio::time::{Instant, timeout};
+use tokio_util::sync::CancellationToken;
 
 use crate::answer::{Answer, fail};
 use crate::flags::{Backup, Check, Command, Config, Db, Flags, SecretSource, User};
+
+/// How long what a signal has interrupted may take to let go.
+const LETTING_GO: Duration = Duration::from_secs(12);
 
 fn main() -> ExitCode {
     let flags = Flags::parse();
     let json = flags.json;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
     let ended = runtime.map_err(|source| io_error("a runtime", source)).map(|runtime| {
-        let ended = runtime.block_on(until_signalled(run(&flags)));
-        // A thread that waits for a lock does not hold up the exit.
+        let ended = runtime.block_on(until_signalled(&flags));
+        // A thread that waits for a lock or for stdin does not hold up the exit.
         runtime.shutdown_background();
         ended
     });
-    ExitCode::from(match ended {
-        Ok(Ended::Answered(Ok(answer))) => answer.print(json),
-        Ok(Ended::Answered(Err(error))) | Err(error) => fail(&error, json),
-        Ok(Ended::Signalled(number)) => {
-            let _ = io::Write::write_all(
-                &mut io::stderr(),
-                b"pgbctl: ended by a signal; what was paused goes on\n",
-            );
-            128 + number
-        }
-    })
+    let (answered, signalled) = ended.unwrap_or_else(|error| (Err(error), None));
+    let code = match answered {
+        // Who insists wants to know.
+        Ok(answer) if flags.reload && answer.is_unseen() => answer.unverified().print(json),
+        Ok(answer) => answer.print(json),
+        Err(error) => fail(&error, json),
+    };
+    // Done by then or not: who sent the signal asks for this one.
+    ExitCode::from(signalled.map_or(code, |number| 128 + number))
 }
 
-enum Ended {
-    Answered(Result<Answer, Error>),
-    Signalled(u8),
+/// Runs it until it is done; a signal has it give up: what it waits for is not done, and what it has paused goes on.
+async fn until_signalled(flags: &Flags) -> (Result<Answer, Error>, Option<u8>) {
+    let cancelled = CancellationToken::new();
+    let mut running = pin!(run(flags, &cancelled));
+    let listen = |kind: SignalKind| signal(kind).ok();
+    let [Some(mut hangup), Some(mut interrupt), Some(mut quit), Some(mut terminate)] =
+        [SignalKind::hangup(), SignalKind::interrupt(), SignalKind::quit(), SignalKind::terminate()]
+            .map(listen)
+    else {
+        return (running.await, None);
+    };
+    let number = tokio::select! {
+        answered = &mut running => return (answered, None),
+        _ = hangup.recv() => 1,
+        _ = interrupt.recv() => 2,
+        _ = quit.recv() => 3,
+        _ = terminate.recv() => 15,
+    };
+    cancelled.cancel();
+    let late = "interrupted, and PgBouncer does not answer: it may still be paused";
+    let answered = timeout(LETTING_GO, running).await;
+    (answered.unwrap_or_else(|_| Err(Error::Unreachable(late.to_owned()))), Some(number))
 }
 
-/// Runs it until it is done, or a signal comes: then it is dropped, and what it has paused goes on.
-async fn until_signalled(run: impl Future<Output = Result<Answer, Error>>) -> Ended {
-    let listen = || Some((signal(SignalKind::interrupt()).ok()?, signal(SignalKind::terminate()).ok()?));
-    let Some((mut interrupt, mut terminate)) = listen() else { return Ended::Answered(run.await) };
-    tokio::select! {
-        answer = run => Ended::Answered(answer),
-        _ = interrupt.recv() => Ended::Signalled(2),
-        _ = terminate.recv() => Ended::Signalled(15),
-    }
-}
-
-async fn run(flags: &Flags) -> Result<Answer, Error> {
-    let pgbouncer = of(flags);
+async fn run(flags: &Flags, cancelled: &CancellationToken) -> Result<Answer, Error> {
+    let pgbouncer = of(flags)?.until_cancelled(cancelled.clone());
     match &flags.command {
         Command::Db(db) => databases(&pgbouncer, db).await,
-        Command::User(user) => users(&pgbouncer, user).await,
+        Command::User(user) => users(&pgbouncer, user, cancelled).await,
         Command::Config(Config::Set { key, value }) => {
-            let done = pgbouncer.set_parameter(key, value).await?;
-            audit::tell(&format!("set {key}"), &done);
+            let done = audited(&format!("set {key}"), pgbouncer.set_parameter(key, value)).await?;
             Ok(Answer::of_edit(&done, &[format!("Set {key} = {value}")]))
         }
         Command::Config(Config::Get { key }) => {
-            let value = whole(pgbouncer.config())?.parameter(key);
+            let value = pgbouncer.ini()?.parameter(key);
             let value = value.ok_or_else(|| {
                 Error::Input(format!("{key} is not set in {}", pgbouncer.config().display()))
             })?;
@@ -86,10 +96,10 @@ async fn run(flags: &Flags) -> Result<Answer, Error> {
         }
         Command::Pause { database, deadline } => {
             let address = pgbouncer.console(&pgbouncer.ini()?);
-            Paused::until(&address, database.as_ref(), false, Instant::now() + *deadline).await?.keep();
-            Ok(Answer::default()
-                .line("Paused: no transaction is open, and none begins before `pgbctl resume`")
-                .with("paused", true))
+            let until = Instant::now() + *deadline;
+            Paused::until(&address, database.as_ref(), false, until, cancelled).await?.keep();
+            let line = "Paused: no transaction is open, and none begins before `pgbctl resume`";
+            Ok(Answer::default().line(line).with("paused", true))
         }
         Command::Resume { database } => {
             let console = Console::open(&pgbouncer.console(&pgbouncer.ini()?)).await?;
@@ -110,10 +120,10 @@ async fn run(flags: &Flags) -> Result<Answer, Error> {
             }
         }
         Command::Drain { deadline } => {
-            drain(&pgbouncer.console(&pgbouncer.ini()?), Instant::now() + *deadline).await?;
-            Ok(Answer::default()
-                .line("Drained: its transactions have ended, and it shuts down")
-                .with("drained", true))
+            let address = pgbouncer.console(&pgbouncer.ini()?);
+            drain(&address, Instant::now() + *deadline, cancelled).await?;
+            let line = "Drained: its transactions have ended, and it has shut down";
+            Ok(Answer::default().line(line).with("drained", true))
         }
         Command::Stop { wait: _, ladder } => stopped(&pgbouncer.stop(ladder.clone()).await?),
         Command::Status => status(&pgbouncer).await,
@@ -128,20 +138,32 @@ async fn run(flags: &Flags) -> Result<Answer, Error> {
         Command::Completions { shell } => {
             let mut text = Vec::new();
             clap_complete::generate(*shell, &mut Flags::command(), "pgbctl", &mut text);
-            Ok(Answer::default().line(String::from_utf8_lossy(&text).trim_end()))
+            Ok(text_of("completions", &text))
         }
         Command::Man => {
             let mut text = Vec::new();
             clap_mangen::Man::new(Flags::command())
                 .render(&mut text)
                 .map_err(|source| io_error("the man page", source))?;
-            Ok(Answer::default().line(String::from_utf8_lossy(&text).trim_end()))
+            Ok(text_of("man", &text))
         }
     }
 }
 
+fn text_of(key: &str, text: &[u8]) -> Answer {
+    let text = String::from_utf8_lossy(text);
+    Answer::default().line(text.trim_end()).with(key, text.as_ref())
+}
+
+/// Tells the system's log what became of an edit.
+async fn audited(what: &str, edit: impl Future<Output = Result<Done, Error>>) -> Result<Done, Error> {
+    let done = edit.await;
+    audit::tell(what, &done);
+    done
+}
+
 /// The PgBouncer that the flags name.
-fn of(flags: &Flags) -> PgBouncer {
+fn of(flags: &Flags) -> Result<PgBouncer, Error> {
     let reload = match (flags.reload, flags.no_reload) {
         (true, _) => Reload::Always,
         (_, true) => Reload::Never,
@@ -152,9 +174,17 @@ fn of(flags: &Flags) -> PgBouncer {
         pgbouncer = pgbouncer.userlist(userlist);
     }
     if let Some(admin) = &flags.admin {
-        pgbouncer = pgbouncer.console_at(admin.clone());
+        // Not by clap, which repeats what it does not understand.
+        let address: ConsoleAddress = admin.parse().map_err(Error::Input)?;
+        let is_typed = std::env::args().any(|word| word.contains(admin.as_str()));
+        if is_typed && address.has_password() && std::env::var_os("PGPASSWORD").is_none() {
+            return Err(Error::Input(
+                "a password does not go on the command line: set PGPASSWORD, or PGBCTL_ADMIN".to_owned(),
+            ));
+        }
+        pgbouncer = pgbouncer.console_at(address);
     }
-    pgbouncer
+    Ok(pgbouncer)
 }
 
 async fn databases(pgbouncer: &PgBouncer, db: &Db) -> Result<Answer, Error> {
@@ -179,8 +209,8 @@ async fn databases(pgbouncer: &PgBouncer, db: &Db) -> Result<Answer, Error> {
             for (key, value) in &pairs {
                 connection = connection.set(key, value).map_err(Error::Input)?;
             }
-            let done = pgbouncer.add_database(name, &connection).await?;
-            audit::tell(&format!("added database {name}"), &done);
+            let done =
+                audited(&format!("added database {name}"), pgbouncer.add_database(name, &connection)).await?;
             Ok(Answer::of_edit(
                 &done,
                 &[
@@ -201,20 +231,20 @@ async fn databases(pgbouncer: &PgBouncer, db: &Db) -> Result<Answer, Error> {
                 ],
                 &changes.settings,
             );
-            let done = pgbouncer.set_database(name, &settings).await?;
-            audit::tell(&format!("changed database {name}"), &done);
+            let done =
+                audited(&format!("changed database {name}"), pgbouncer.set_database(name, &settings)).await?;
             Ok(Answer::of_edit(&done, &[format!("Changed {name} in PgBouncer config")]))
         }
         Db::Remove { name, drain, force } => {
             let removal = if *force { Removal::Forced } else { Removal::Drained(*drain) };
-            let done = pgbouncer.remove_database(name, removal).await?;
-            audit::tell(&format!("removed database {name}"), &done);
+            let done = audited(&format!("removed database {name}"), pgbouncer.remove_database(name, removal))
+                .await?;
             Ok(Answer::of_edit(&done, &[format!("Removed {name} from PgBouncer config")]))
         }
         Db::List => {
             let mut answer = Answer::default();
             let mut list = Vec::new();
-            for database in whole(pgbouncer.config())?.databases() {
+            for database in pgbouncer.ini()?.databases() {
                 let settings: Vec<_> = match &database.connection {
                     Ok(connection) => connection.pairs().filter(|(key, _)| *key != "password").collect(),
                     Err(_) => Vec::new(),
@@ -230,16 +260,33 @@ async fn databases(pgbouncer: &PgBouncer, db: &Db) -> Result<Answer, Error> {
     }
 }
 
-async fn users(pgbouncer: &PgBouncer, user: &User) -> Result<Answer, Error> {
+async fn users(pgbouncer: &PgBouncer, user: &User, cancelled: &CancellationToken) -> Result<Answer, Error> {
     match user {
         User::Add { name, secret: source, md5, run_on } => {
-            let (stands, generated) = secret_of(name, source, *md5)?;
+            let given = tokio::select! {
+                biased;
+                () = cancelled.cancelled() => Err(Error::Refused("interrupted; nothing is changed".to_owned())),
+                given = given(source) => given,
+            };
+            let given = given?;
+            let stands = match &given {
+                Given::Verifier(verifier) => Secret::new(verifier.clone()),
+                Given::Password(password) | Given::New(password) if *md5 => secret::md5(name, password),
+                Given::Password(password) | Given::New(password) => secret::scram(password),
+            };
+            let stands = stands.map_err(Error::Input)?;
+            let generated = if let Given::New(password) = given { Some(password) } else { None };
             let statement = secret::alter_role(name, &stands);
-            if let Some(server) = run_on {
-                secret::run(server, &statement).await?;
+            let what = format!("set the secret of user {:?}", name.as_str());
+            let done = match run_on {
+                Some(server) => audited(&what, pgbouncer.set_user_on(server, name, &stands)).await,
+                None => audited(&what, pgbouncer.set_user(name, &stands)).await,
+            };
+            if let (Err(Error::Unverified(_)), Some(password)) = (&done, &generated) {
+                // The server, or the file, may have it.
+                let _ = writeln!(io::stdout(), "-- Password: {password}");
             }
-            let done = pgbouncer.set_user(name, &stands).await?;
-            audit::tell(&format!("set the secret of user {:?}", name.as_str()), &done);
+            let done = done?;
             // What is left on stdout is SQL, for psql.
             let mut answer =
                 Answer::of_edit(&done, &[format!("Added user '{name}' to PgBouncer userlist")]).aside();
@@ -254,8 +301,8 @@ async fn users(pgbouncer: &PgBouncer, user: &User) -> Result<Answer, Error> {
             })
         }
         User::Remove { name } => {
-            let done = pgbouncer.remove_user(name).await?;
-            audit::tell(&format!("removed user {:?}", name.as_str()), &done);
+            let done =
+                audited(&format!("removed user {:?}", name.as_str()), pgbouncer.remove_user(name)).await?;
             Ok(Answer::of_edit(&done, &[format!("Removed user '{name}' from PgBouncer userlist")]))
         }
         User::List => {
@@ -271,37 +318,50 @@ async fn users(pgbouncer: &PgBouncer, user: &User) -> Result<Answer, Error> {
     }
 }
 
-/// What stands in the user list, and the password if it was made here.
-fn secret_of(name: &UserName, source: &SecretSource, md5: bool) -> Result<(Secret, Option<String>), Error> {
-    let stdin = || {
-        let mut text = String::new();
-        io::stdin().read_to_string(&mut text).map_err(|source| io_error("stdin", source)).map(|_| text)
-    };
-    let first_line = |text: String| text.lines().next().unwrap_or_default().to_owned();
-    let mut generated = None;
-    let password = if source.verifier_stdin {
-        let text = first_line(stdin()?);
+/// What was given for a user.
+enum Given {
+    Password(String),
+    /// A password that was made here.
+    New(String),
+    /// What stands in pg_authid.
+    Verifier(String),
+}
+
+async fn given(source: &SecretSource) -> Result<Given, Error> {
+    if source.verifier_stdin {
+        let text = line_of_stdin().await?;
         if !text.starts_with("SCRAM-SHA-256$") && !text.starts_with("md5") {
             return Err(Error::Input(
                 "what stdin has is no verifier: it begins with SCRAM-SHA-256$ or md5".to_owned(),
             ));
         }
-        return Ok((Secret::new(text).map_err(Error::Input)?, None));
-    } else if source.password_stdin {
-        first_line(stdin()?)
-    } else if let Some(path) = &source.password_file {
-        first_line(
-            std::fs::read_to_string(path).map_err(|source| io_error(&path.display().to_string(), source))?,
-        )
-    } else if let Some(variable) = &source.password_env {
-        std::env::var(variable).map_err(|_| Error::Input(format!("the environment has no {variable}")))?
-    } else {
-        let password = secret::generate()?;
-        generated = Some(password.clone());
-        password
-    };
-    let secret = if md5 { secret::md5(name, &password) } else { secret::scram(&password) };
-    Ok((secret.map_err(Error::Input)?, generated))
+        return Ok(Given::Verifier(text));
+    }
+    if source.password_stdin {
+        return Ok(Given::Password(line_of_stdin().await?));
+    }
+    if let Some(path) = &source.password_file {
+        let text = std::fs::read_to_string(path);
+        let text = text.map_err(|source| io_error(&path.display().to_string(), source))?;
+        return Ok(Given::Password(text.lines().next().unwrap_or_default().to_owned()));
+    }
+    if let Some(variable) = &source.password_env {
+        let password = std::env::var(variable);
+        let missing = |_| Error::Input(format!("the environment has no {variable}, or it is not UTF-8"));
+        return Ok(Given::Password(password.map_err(missing)?));
+    }
+    Ok(Given::New(secret::generate()?))
+}
+
+/// The first line of stdin, read by a thread of its own: nobody can be made to type.
+async fn line_of_stdin() -> Result<String, Error> {
+    let read = tokio::task::spawn_blocking(|| {
+        let mut line = String::new();
+        io::stdin().read_line(&mut line).map(|_| line)
+    });
+    let line = read.await.unwrap_or_else(|error| Err(io::Error::other(error)));
+    let line = line.map_err(|source| io_error("stdin", source))?;
+    Ok(line.lines().next().unwrap_or_default().to_owned())
 }
 
 async fn backups(pgbouncer: &PgBouncer, backup: &Backup) -> Result<Answer, Error> {
@@ -339,8 +399,7 @@ async fn backups(pgbouncer: &PgBouncer, backup: &Backup) -> Result<Answer, Error
             }
         }
         Backup::Restore { file } => {
-            let done: Done = pgbouncer.restore(file).await?;
-            audit::tell(&format!("restored {}", file.display()), &done);
+            let done = audited(&format!("restored {}", file.display()), pgbouncer.restore(file)).await?;
             return Ok(Answer::of_edit(&done, &[format!("Restored {}", file.display())]));
         }
     }
@@ -348,7 +407,7 @@ async fn backups(pgbouncer: &PgBouncer, backup: &Backup) -> Result<Answer, Error
 }
 
 async fn checked(flags: &Flags, pgbouncer: &PgBouncer, wanted: &Check) -> Result<Answer, Error> {
-    let ini = whole(pgbouncer.config())?;
+    let ini = pgbouncer.ini()?;
     let version = match wanted.target_version {
         Some(version) => version,
         None => running(pgbouncer).await.unwrap_or(Version::OLDEST),
@@ -427,12 +486,13 @@ fn stopped(ending: &Ending) -> Result<Answer, Error> {
         Ending::Escalated { pid, signal, .. } => {
             let line =
                 format!("PgBouncer (process {pid}) has ended, after signal {signal}: what was open is cut");
-            Ok(answer.line(line).with("pid", *pid).with("signal", *signal))
+            Ok(answer.line(line).with("pid", *pid).with("signal", *signal).not_well())
         }
         Ending::NotRunning(why) => Ok(answer.line(format!("Nothing to stop: {why}"))),
         Ending::Refused(why) => Err(Error::Refused(format!("nobody was signalled: {why}"))),
         Ending::TimedOut { pid, signal } => {
-            Err(Error::Refused(format!("process {pid} still runs after every signal up to {signal}")))
+            let line = format!("PgBouncer (process {pid}) still runs after every signal up to {signal}");
+            Ok(answer.line(line).with("pid", *pid).with("signal", *signal).not_well())
         }
         other => Ok(answer.line(other.as_str())),
     }

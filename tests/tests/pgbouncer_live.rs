@@ -80,6 +80,16 @@ impl<'a> Lab<'a> {
         ran.well().to_owned()
     }
 
+    /// Whether the console says so of database `app`, in this column.
+    fn app_is(&self, column: &str) -> bool {
+        let mut psql = self.psql("pgbouncer", "pgbouncer", "");
+        let ran = run(psql.args(["-P", "tuples_only=off", "-P", "footer=off", "-c", "SHOW DATABASES"]));
+        let mut rows = ran.well().lines().map(|line| line.split('|').collect::<Vec<_>>());
+        let place = rows.next().and_then(|names| names.iter().position(|name| *name == column));
+        let place = place.expect("a column of that name");
+        rows.any(|row| row[0] == "app" && row[place] == "1")
+    }
+
     fn psql(&self, database: &str, user: &str, password: &str) -> Command {
         let mut command = as_user(USER, &self.postgres.programs().join("psql"));
         command.args(["-X", "-A", "-t", "-q", "-v", "ON_ERROR_STOP=1", "--no-password", "-h"]).arg(&self.dir);
@@ -313,9 +323,9 @@ fn a_database_is_removed_when_its_transaction_has_finished() {
         let lab = Lab::open(postgres, installed);
         let client = lab.in_transaction("app");
         let removing = Process::start(&mut lab.command(&["db", "remove", "app", "--drain", "30s"]));
-        until("the refusal of new clients", || {
-            lab.query(USER, "").is_err_and(|said| said.contains("disabled"))
-        });
+        until("the pause", || lab.app_is("disabled") && lab.app_is("paused"));
+        let refused = lab.query(USER, "").expect_err("no new client");
+        assert!(refused.contains("disabled"), "{refused}");
         assert!(!removing.is_over(), "{}", removing.stderr_so_far());
         commit(&client);
         assert!(ended(removing).well().contains("Removed app"));
@@ -355,9 +365,9 @@ fn a_removal_that_takes_too_long_or_is_interrupted_leaves_everything_as_it_was()
             lab.query(USER, "").unwrap_or_else(|said| panic!("{when}: {said}"));
         };
         works("after the deadline");
-        for (signal, code) in [(Signal::INT, 130), (Signal::TERM, 143)] {
+        for (signal, code) in [(Signal::HUP, 129), (Signal::INT, 130), (Signal::TERM, 143)] {
             let removing = Process::start(&mut lab.command(&["db", "remove", "app", "--drain", "30s"]));
-            until("the pause", || lab.query(USER, "").is_err_and(|said| said.contains("disabled")));
+            until("the pause", || lab.app_is("disabled") && lab.app_is("paused"));
             removing.signal(signal);
             assert_eq!(ended(removing).code, Some(code));
             works("after a signal");

@@ -105,7 +105,8 @@ impl Locked {
     ///
     /// # Errors
     ///
-    /// [`Error::Unwritten`]: it is as it was, and nothing is left beside it.
+    /// [`Error::Unwritten`]: it is as it was, and nothing is left beside it. Where it had to be written in place and could neither be
+    /// finished nor put back, the cause says so: it may be torn, and whoever has the lock next finishes it.
     pub fn write(&self, bytes: &[u8]) -> Result<Written, Error> {
         write::write(&self.target, bytes).map_err(|source| Error::unwritten(&self.path, "written", source))
     }

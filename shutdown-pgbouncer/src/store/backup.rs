@@ -36,7 +36,11 @@ pub(super) fn make(path: &Path, bytes: &[u8], like: &Metadata) -> io::Result<Pat
         match renameat_with(CWD, temporary.path(), CWD, &name, RenameFlags::NOREPLACE) {
             Ok(()) => {
                 temporary.keep();
-                super::write::sync_directory(path)?;
+                if let Err(error) = super::write::sync_directory(path) {
+                    // The edit is given up: nothing is left of it.
+                    let _ = fs::remove_file(&name);
+                    return Err(error);
+                }
                 return Ok(name);
             }
             Err(rustix::io::Errno::EXIST) => {}

@@ -34,9 +34,13 @@ pub(super) fn begin(target: &Path, old: &[u8], new: &[u8]) -> io::Result<Journal
 }
 
 impl Journal {
-    /// It is done, or not to be done.
+    /// It is done, or not to be done. One that cannot be removed is emptied: it is dropped then.
     pub(super) fn end(self) -> io::Result<()> {
-        fs::remove_file(&self.path)?;
+        if let Err(error) = fs::remove_file(&self.path) {
+            let file = OpenOptions::new().write(true).open(&self.path).map_err(|_| error)?;
+            file.set_len(0)?;
+            return file.sync_all();
+        }
         sync_directory(&self.path)
     }
 }

@@ -12,7 +12,7 @@ use rustix::io::Errno;
 
 use super::{Written, beside, directory, journal};
 
-/// Gives the file these bytes. An error: it is as it was, and nothing is left beside it.
+/// Gives the file these bytes. An error: it is as it was, and nothing is left beside it; else it says so.
 pub(super) fn write(target: &Path, bytes: &[u8]) -> io::Result<Written> {
     let old = fs::metadata(target)?;
     // Who may not write it may not replace it either, although the directory would let him.
@@ -24,7 +24,10 @@ pub(super) fn write(target: &Path, bytes: &[u8]) -> io::Result<Written> {
         match fs::rename(&temporary.path, target) {
             Ok(()) => {
                 temporary.keep();
-                sync_directory(target)?;
+                // Whoever reads it has the new one; an error would say that he has not.
+                if let Err(error) = sync_directory(target) {
+                    tracing::warn!(file = %target.display(), %error, "it is written, but a power cut may bring the old one back");
+                }
                 return Ok(Written::Replaced);
             }
             // A mount point, or on another file system than its directory: it was mounted alone.
@@ -51,15 +54,23 @@ fn in_place(target: &Path, file: &File, bytes: &[u8], modified: SystemTime) -> i
         Err(error) => return Err(error.into()),
     }
     let journal = journal::begin(target, &old, bytes)?;
-    match overwrite(file, bytes, modified) {
-        Ok(()) => journal.end(),
-        Err(error) => {
-            // Back to what was; if that cannot be either, the journal stays and says what was meant.
-            if overwrite(file, &old, modified).is_ok() {
-                journal.end()?;
-            }
-            Err(error)
+    let Err(error) = overwrite(file, bytes, modified) else {
+        if let Err(error) = journal.end() {
+            tracing::warn!(file = %target.display(), %error, "it is written, but its journal stays until the next edit");
         }
+        return Ok(());
+    };
+    // Back to what was; if that cannot be either, the journal stays and says what was meant.
+    if let Err(again) = overwrite(file, &old, modified) {
+        return Err(io::Error::other(format!(
+            "{error}, and what was in it could not be put back ({again}): it may be torn, and the next edit finishes it by its journal"
+        )));
+    }
+    match journal.end() {
+        Ok(()) => Err(error),
+        Err(stays) => Err(io::Error::other(format!(
+            "{error}, and its journal could not be removed ({stays}): the next edit may finish it"
+        ))),
     }
 }
 

@@ -1,13 +1,13 @@
 //! What a file was before it was edited.
 
-use std::fs::{self, Metadata};
+use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use rustix::fs::{CWD, RenameFlags, renameat_with};
 
-use super::write::Temporary;
+use super::write::{Owned, Temporary};
 use super::{beside, directory};
 
 /// An earlier state of a file.
@@ -26,7 +26,7 @@ pub struct Backup {
 
 /// Keeps these bytes beside `path`, with the mode and owner of the original. Two never have one name, also not with what a shell script
 /// makes, whose names end with the seconds.
-pub(super) fn make(path: &Path, bytes: &[u8], like: &Metadata) -> io::Result<PathBuf> {
+pub(super) fn make(path: &Path, bytes: &[u8], like: Owned) -> io::Result<PathBuf> {
     let temporary = Temporary::create(path)?;
     // Whose owner cannot be kept is this user's then, and nobody else can read it.
     let _ = temporary.be_like(like);

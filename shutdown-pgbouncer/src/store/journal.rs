@@ -53,9 +53,12 @@ pub(super) fn finish(target: &Path) -> io::Result<()> {
         Err(error) if error.kind() == ErrorKind::NotFound => return Ok(()),
         Err(error) => return Err(error),
     };
-    let now = fs::read(target)?;
+    let now = match fs::read(target) {
+        Err(error) if error.kind() == ErrorKind::NotFound => None,
+        read => Some(read?),
+    };
     match decode(&journal) {
-        Some((old, new)) if is_between(&now, old, new) => {
+        Some((old, new)) if now.is_some_and(|now| is_between(&now, old, new)) => {
             let file = OpenOptions::new().write(true).open(target)?;
             let modified = later_than(&file.metadata()?)?;
             overwrite(&file, new, modified)?;

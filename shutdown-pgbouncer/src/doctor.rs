@@ -127,7 +127,7 @@ fn userlist(path: &Path, ini: &Ini, found: &mut Vec<Diagnosis>) {
         .unwrap_or_default()
         .split(',')
         .map(str::trim)
-        .filter(|name| !name.is_empty() && !(has_socket && *name == "pgbouncer"))
+        .filter(|name| !(name.is_empty() || has_socket && *name == "pgbouncer"))
     {
         if !list.users().iter().any(|user| user.name == admin) {
             found.push(format!("admin user {admin:?} is not in the user list {name}"));

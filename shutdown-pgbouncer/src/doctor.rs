@@ -120,15 +120,62 @@ fn userlist(path: &Path, ini: &Ini, found: &mut Vec<Diagnosis>) {
             user.name
         ));
     }
+    // "pgbouncer" needs no password on the socket, from the user that runs PgBouncer. The socket is there unless it is turned off.
+    let has_socket = ini.parameter("unix_socket_dir").is_none_or(|directory| !directory.is_empty());
     for admin in ini
         .parameter("admin_users")
         .unwrap_or_default()
         .split(',')
         .map(str::trim)
-        .filter(|name| !name.is_empty())
+        .filter(|name| !(name.is_empty() || has_socket && *name == "pgbouncer"))
     {
         if !list.users().iter().any(|user| user.name == admin) {
             found.push(format!("admin user {admin:?} is not in the user list {name}"));
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn found(text: &str, version: Version) -> Vec<Diagnosis> {
+        let dir = tempfile::tempdir().unwrap();
+        let list = dir.path().join("userlist.txt");
+        std::fs::write(&list, "\"app\" \"SCRAM-SHA-256$4096:c2FsdA==$a2V5:a2V5\"\n").unwrap();
+        std::fs::set_permissions(&list, std::fs::Permissions::from_mode(0o600)).unwrap();
+        let ini = Ini::new(text.as_bytes().to_vec());
+        let mut found = Vec::new();
+        settings(&ini, version, &mut found);
+        userlist(&list, &ini, &mut found);
+        found
+    }
+
+    #[test]
+    fn the_settings_that_are_shipped_are_clean_from_1_24_on() {
+        let shipped = Path::new(env!("CARGO_MANIFEST_DIR")).join("../deploy/pgbouncer/pgbouncer.ini");
+        let shipped = std::fs::read_to_string(shipped).unwrap();
+        for minor in [24, 25, 26] {
+            assert_eq!(found(&shipped, Version { major: 1, minor }), [""; 0], "1.{minor}");
+        }
+        let old = found(&shipped, Version::OLDEST);
+        assert!(old.len() == 1 && old[0].contains("prepared statements"), "{old:?}");
+    }
+
+    #[test]
+    fn an_admin_without_a_password_is_found_but_for_pgbouncer_on_a_socket() {
+        let of = |more: &str| {
+            let text = format!(
+                "[pgbouncer]\nauth_type = scram-sha-256\nignore_startup_parameters = extra_float_digits\n\
+                 admin_users = pgbouncer, app, boss\n{more}"
+            );
+            found(&text, Version { major: 1, minor: 24 })
+        };
+        for socket in ["", "unix_socket_dir = /run/pgbouncer\n"] {
+            let found = of(socket);
+            assert!(found.len() == 1 && found[0].contains("\"boss\""), "{found:?}");
+        }
+        let found = of("unix_socket_dir =\n");
+        assert!(found.len() == 2 && found[0].contains("\"pgbouncer\""), "{found:?}");
     }
 }

@@ -29,6 +29,8 @@ pub use backup::Backup;
 pub(crate) use backup::list as backups;
 
 use crate::Error;
+use lock::Patience;
+use write::Owned;
 
 /// A file under its lock, until this is dropped.
 #[derive(Debug)]
@@ -38,8 +40,8 @@ pub struct Locked {
     /// Where it really is.
     target: PathBuf,
     _lock: File,
-    /// The file's own lock, for those that see it under another name: mounted alone into a container.
-    _own: File,
+    /// The file's own lock, for those that see it under another name: mounted alone into a container. None: it was not there.
+    own: Option<File>,
 }
 
 /// How a new file came to be.
@@ -60,24 +62,34 @@ impl Locked {
     /// [`Error::Locked`]; [`Error::Unwritten`] if there is no such file, or it may not be edited here.
     pub fn take(path: &Path, patience: Duration) -> Result<Self, Error> {
         let target = resolve(path)?;
-        let (lock, own) = lock::take(path, &target, patience)?;
-        let locked = Self { path: path.to_owned(), target, _lock: lock, _own: own };
-        locked.recover()?;
-        Ok(locked)
+        let patience = Patience::new(patience);
+        let lock = lock::beside_of(path, patience)?;
+        let own = lock::own(&target, patience)?;
+        Self { path: path.to_owned(), target, _lock: lock, own: Some(own) }.recovered()
     }
 
-    /// As [`take`](Self::take); a file that is not there is made, empty and for this user alone.
+    /// As [`take`](Self::take); a file that is not there is taken for empty, and made by the first [`write`](Self::write), for its
+    /// owner alone. That is the owner of its directory, if this user may give it away.
     ///
     /// # Errors
     ///
     /// As [`take`](Self::take).
     pub fn take_or_make(path: &Path, patience: Duration) -> Result<Self, Error> {
-        let mut options = fs::OpenOptions::new();
-        std::os::unix::fs::OpenOptionsExt::mode(options.append(true).create(true), 0o600);
-        if !path.exists() {
-            options.open(path).map_err(|source| Error::unwritten(path, "made", source))?;
+        let is_missing =
+            || path.symlink_metadata().is_err_and(|error| error.kind() == io::ErrorKind::NotFound);
+        if !is_missing() {
+            return Self::take(path, patience);
         }
-        Self::take(path, patience)
+        let mut target = place(path)?;
+        let patience = Patience::new(patience);
+        let lock = lock::beside_of(path, patience)?;
+        let mut own = None;
+        // Whoever had the lock before may have made it.
+        if !is_missing() {
+            target = resolve(path)?;
+            own = Some(lock::own(&target, patience)?);
+        }
+        Self { path: path.to_owned(), target, _lock: lock, own }.recovered()
     }
 
     /// What is in it.
@@ -86,18 +98,24 @@ impl Locked {
     ///
     /// [`Error::Unwritten`]: it cannot be read.
     pub fn read(&self) -> Result<Vec<u8>, Error> {
-        fs::read(&self.target).map_err(|source| Error::unwritten(&self.path, "read", source))
+        match fs::read(&self.target) {
+            Err(error) if self.is_missing(&error) => Ok(Vec::new()),
+            read => read.map_err(|source| Error::unwritten(&self.path, "read", source)),
+        }
     }
 
-    /// Keeps what is in it now, under a name of its own.
+    /// Keeps what is in it now, under a name of its own; of a file that is not there yet, an empty one.
     ///
     /// # Errors
     ///
     /// [`Error::Unwritten`].
     pub fn back_up(&self) -> Result<PathBuf, Error> {
         let failed = |source| Error::unwritten(&self.path, "backed up", source);
-        let (bytes, metadata) = (self.read()?, fs::metadata(&self.target).map_err(failed)?);
-        backup::make(&self.path, &bytes, &metadata).map_err(failed)
+        let like = match fs::metadata(&self.target) {
+            Err(error) if self.is_missing(&error) => Owned::new_in(directory(&self.target)),
+            metadata => metadata.map(|metadata| Owned::of(&metadata)),
+        };
+        backup::make(&self.path, &self.read()?, like.map_err(failed)?).map_err(failed)
     }
 
     /// Gives it these bytes, durably, with owner and mode as they were, and a time of change that differs from the last by a second
@@ -105,15 +123,26 @@ impl Locked {
     ///
     /// # Errors
     ///
-    /// [`Error::Unwritten`]: it is as it was, and nothing is left beside it.
+    /// [`Error::Unwritten`]: it is as it was, and nothing is left beside it. Where it had to be written in place and could neither be
+    /// finished nor put back, the cause says so: it may be torn, and whoever has the lock next finishes it.
     pub fn write(&self, bytes: &[u8]) -> Result<Written, Error> {
-        write::write(&self.target, bytes).map_err(|source| Error::unwritten(&self.path, "written", source))
+        let written = match fs::metadata(&self.target) {
+            Err(error) if self.is_missing(&error) => write::make(&self.target, bytes),
+            _ => write::write(&self.target, bytes),
+        };
+        written.map_err(|source| Error::unwritten(&self.path, "written", source))
     }
 
-    fn recover(&self) -> Result<(), Error> {
+    /// Whether this is said of a file that was not there, and need not be.
+    fn is_missing(&self, error: &io::Error) -> bool {
+        self.own.is_none() && error.kind() == io::ErrorKind::NotFound
+    }
+
+    fn recovered(self) -> Result<Self, Error> {
         write::sweep(&self.path);
         write::sweep(&self.target);
-        journal::finish(&self.target).map_err(|source| Error::unwritten(&self.path, "recovered", source))
+        journal::finish(&self.target).map_err(|source| Error::unwritten(&self.path, "recovered", source))?;
+        Ok(self)
     }
 }
 
@@ -125,18 +154,33 @@ fn resolve(path: &Path) -> Result<PathBuf, Error> {
     if !metadata.is_file() {
         return Err(failed(io::Error::other("it is no regular file")));
     }
-    let projected =
-        [path, &target].iter().any(|path| directory(path).join("..data").symlink_metadata().is_ok())
-            || target.components().any(|part| part.as_os_str() == "..data");
-    if projected {
-        let why = "it is a mounted ConfigMap or Secret, which Kubernetes writes: change that, not the file";
-        return Err(failed(io::Error::other(why)));
-    }
+    is_ours(path, &target)?;
     if metadata.nlink() > 1 {
         // A rename would leave the other name with the old content.
         return Err(failed(io::Error::other("it has a second name (a hard link): remove that")));
     }
     Ok(target)
+}
+
+/// Where a file that is not there will really be.
+fn place(path: &Path) -> Result<PathBuf, Error> {
+    let failed = |source| Error::unwritten(path, "made", source);
+    let name = path.file_name().ok_or_else(|| failed(io::Error::other("that is no name of a file")))?;
+    let target = fs::canonicalize(directory(path)).map_err(failed)?.join(name);
+    is_ours(path, &target)?;
+    Ok(target)
+}
+
+/// Whether nobody else writes there: Kubernetes does.
+fn is_ours(path: &Path, target: &Path) -> Result<(), Error> {
+    let projected =
+        [path, target].iter().any(|path| directory(path).join("..data").symlink_metadata().is_ok())
+            || target.components().any(|part| part.as_os_str() == "..data");
+    if projected {
+        let why = "it is a mounted ConfigMap or Secret, which Kubernetes writes: change that, not the file";
+        return Err(Error::unwritten(path, "opened", io::Error::other(why)));
+    }
+    Ok(())
 }
 
 /// The directory that a path is in.

@@ -6,7 +6,7 @@ use std::path::Path;
 use std::process::Command;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, UNIX_EPOCH};
 
 use shutdown_tests::PATIENCE;
 use shutdown_tests::pgbctl::{Files, INI, USERLIST, ended, lines, scripts};
@@ -362,6 +362,9 @@ fn backups_are_listed_pruned_and_brought_back() {
     }
     let old = files.dir().join("pgbouncer.ini.backup.1733404800");
     fs::write(&old, "[databases]\n[pgbouncer]\n").expect("a temporary directory");
+    // Seconds that are not of its time would not be believed.
+    let made = UNIX_EPOCH + Duration::from_secs(1_733_404_800);
+    fs::File::options().append(true).open(&old).and_then(|file| file.set_modified(made)).expect("ours");
     assert_eq!(files.run(&["backup", "list"]).well().lines().count(), 6);
     let pruned = files.run(&["backup", "prune"]);
     assert!(pruned.well().contains("Removed 1") && !old.exists(), "{pruned:?}");

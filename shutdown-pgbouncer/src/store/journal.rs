@@ -34,9 +34,13 @@ pub(super) fn begin(target: &Path, old: &[u8], new: &[u8]) -> io::Result<Journal
 }
 
 impl Journal {
-    /// It is done, or not to be done.
+    /// It is done, or not to be done. One that cannot be removed is emptied: it is dropped then.
     pub(super) fn end(self) -> io::Result<()> {
-        fs::remove_file(&self.path)?;
+        if let Err(error) = fs::remove_file(&self.path) {
+            let file = OpenOptions::new().write(true).open(&self.path).map_err(|_| error)?;
+            file.set_len(0)?;
+            return file.sync_all();
+        }
         sync_directory(&self.path)
     }
 }
@@ -49,9 +53,12 @@ pub(super) fn finish(target: &Path) -> io::Result<()> {
         Err(error) if error.kind() == ErrorKind::NotFound => return Ok(()),
         Err(error) => return Err(error),
     };
-    let now = fs::read(target)?;
+    let now = match fs::read(target) {
+        Err(error) if error.kind() == ErrorKind::NotFound => None,
+        read => Some(read?),
+    };
     match decode(&journal) {
-        Some((old, new)) if is_between(&now, old, new) => {
+        Some((old, new)) if now.is_some_and(|now| is_between(&now, old, new)) => {
             let file = OpenOptions::new().write(true).open(target)?;
             let modified = later_than(&file.metadata()?)?;
             overwrite(&file, new, modified)?;

@@ -4,7 +4,7 @@
 //! removes the lock file gives the next one another lock, and two would write. The second lock, on the file itself, is the
 //! one that is left then; and the only one that both see where the file alone is mounted into a container.
 
-use std::fs::{File, OpenOptions};
+use std::fs::{File, Metadata, OpenOptions};
 use std::io::{self, ErrorKind};
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::Path;
@@ -17,37 +17,48 @@ use tokio::time::Instant;
 use super::beside;
 use crate::Error;
 
-/// Takes both locks, in this order.
-pub(super) fn take(path: &Path, target: &Path, patience: Duration) -> Result<(File, File), Error> {
-    let until = Instant::now() + patience;
-    let lock_file = beside(path, "", ".lock");
-    let lock = hold(&lock_file, until, patience, || open_lock(&lock_file))?;
-    let own = hold(target, until, patience, || File::open(target))?;
-    Ok((lock, own))
+/// Until when, and how long that is.
+#[derive(Clone, Copy)]
+pub(super) struct Patience {
+    until: Instant,
+    whole: Duration,
 }
 
-/// Opens the file and locks it, anew until what is locked is what stands there.
-fn hold(
-    path: &Path,
-    until: Instant,
-    patience: Duration,
-    open: impl Fn() -> io::Result<File>,
-) -> Result<File, Error> {
+impl Patience {
+    pub(super) fn new(whole: Duration) -> Self {
+        Self { until: Instant::now() + whole, whole }
+    }
+}
+
+/// Takes `<path>.lock`: the first.
+pub(super) fn beside_of(path: &Path, patience: Patience) -> Result<File, Error> {
+    let lock_file = beside(path, "", ".lock");
+    hold(&lock_file, patience, || open_lock(&lock_file))
+}
+
+/// Takes the file's own: the second.
+pub(super) fn own(target: &Path, patience: Patience) -> Result<File, Error> {
+    hold(target, patience, || File::open(target))
+}
+
+/// Opens the file and locks it, anew until what is locked is what stands there, or the time is over.
+fn hold(path: &Path, patience: Patience, open: impl Fn() -> io::Result<File>) -> Result<File, Error> {
     loop {
         let file = open().map_err(|source| Error::unwritten(path, "locked", source))?;
-        let inode = file.metadata().map(|metadata| metadata.ino());
+        let metadata = file.metadata();
         let file = match flock(&file, FlockOperation::NonBlockingLockExclusive) {
             Ok(()) => Some(file),
-            Err(rustix::io::Errno::WOULDBLOCK) => wait(file, until)?,
+            Err(rustix::io::Errno::WOULDBLOCK) => wait(file, patience.until)?,
             Err(error) => return Err(Error::unwritten(path, "locked", error)),
         };
-        let Some(file) = file else {
-            let holder = inode.ok().and_then(holder);
-            return Err(Error::Locked { path: path.to_owned(), waited: patience, holder });
+        let holder = match file {
+            Some(file) if is_at(&file, path) => return Ok(file),
+            Some(_) if Instant::now() < patience.until => continue,
+            // It never was what stands there; nobody has it.
+            Some(_) => None,
+            None => metadata.ok().and_then(|metadata| holder(&metadata)),
         };
-        if is_at(&file, path) {
-            return Ok(file);
-        }
+        return Err(Error::Locked { path: path.to_owned(), waited: patience.whole, holder });
     }
 }
 
@@ -94,15 +105,47 @@ fn is_at(file: &File, path: &Path) -> bool {
     }
 }
 
-/// Who has a `flock` on the file of this inode, as `/proc/locks` says (proc(5)): `1: FLOCK ADVISORY WRITE 1234 fd:01:5678 0 EOF`.
-fn holder(inode: u64) -> Option<u32> {
-    let locks = std::fs::read_to_string("/proc/locks").ok()?;
-    let end = format!(":{inode}");
+/// Who has a `flock` on this file, as `/proc/locks` says (proc(5)): `1: FLOCK ADVISORY WRITE 1234 fd:01:5678 0 EOF`. None where the
+/// system has another device there than stat(2), as btrfs and overlays do.
+fn holder(file: &Metadata) -> Option<u32> {
+    holder_in(&std::fs::read_to_string("/proc/locks").ok()?, file.dev(), file.ino())
+}
+
+fn holder_in(locks: &str, device: u64, inode: u64) -> Option<u32> {
+    let wanted = format!("{:02x}:{:02x}:{inode}", rustix::fs::major(device), rustix::fs::minor(device));
     locks.lines().find_map(|line| {
         let mut words = line.split_ascii_whitespace().skip(1);
         // Who only waits has an arrow there.
         (words.next()? == "FLOCK").then_some(())?;
         let (pid, place) = (words.nth(2)?, words.next()?);
-        place.ends_with(&end).then(|| pid.parse().ok())?
+        (place == wanted).then(|| pid.parse().ok())?
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_holder_is_that_of_the_same_device() {
+        let locks = "1: FLOCK  ADVISORY  WRITE 11 fd:01:5678 0 EOF\n\
+                     2: POSIX  ADVISORY  WRITE 12 fd:00:5678 0 EOF\n\
+                     3: -> FLOCK  ADVISORY  WRITE 13 fd:00:5678 0 EOF\n\
+                     4: FLOCK  ADVISORY  WRITE 14 fd:00:5678 0 EOF\n";
+        let device = |minor| rustix::fs::makedev(0xfd, minor);
+        assert_eq!(holder_in(locks, device(0), 5678), Some(14));
+        assert_eq!(holder_in(locks, device(1), 5678), Some(11));
+        assert_eq!(holder_in(locks, device(2), 5678), None);
+        assert_eq!(holder_in(locks, device(0), 678), None);
+    }
+
+    #[test]
+    fn what_is_never_what_stands_there_is_given_up_at_the_deadline() {
+        let dir = tempfile::tempdir().unwrap();
+        let (one, other) = (dir.path().join("one"), dir.path().join("other"));
+        std::fs::write(&one, "").unwrap();
+        std::fs::write(&other, "").unwrap();
+        let held = hold(&one, Patience::new(Duration::from_millis(20)), || File::open(&other));
+        assert!(matches!(held, Err(Error::Locked { holder: None, .. })), "{held:?}");
+    }
 }

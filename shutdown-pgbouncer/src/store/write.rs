@@ -7,24 +7,27 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use rustix::fs::{FallocateFlags, fallocate};
+use rustix::fs::{CWD, FallocateFlags, RenameFlags, fallocate, renameat_with};
 use rustix::io::Errno;
 
 use super::{Written, beside, directory, journal};
 
-/// Gives the file these bytes. An error: it is as it was, and nothing is left beside it.
+/// Gives the file these bytes. An error: it is as it was, and nothing is left beside it; else it says so.
 pub(super) fn write(target: &Path, bytes: &[u8]) -> io::Result<Written> {
     let old = fs::metadata(target)?;
     // Who may not write it may not replace it either, although the directory would let him.
     let opened = OpenOptions::new().write(true).open(target)?;
     let temporary = Temporary::create(target)?;
-    if temporary.be_like(&old)? {
+    if temporary.be_like(Owned::of(&old))? {
         temporary.fill(bytes)?;
         temporary.file.set_modified(later_than(&old)?)?;
         match fs::rename(&temporary.path, target) {
             Ok(()) => {
                 temporary.keep();
-                sync_directory(target)?;
+                // Whoever reads it has the new one; an error would say that he has not.
+                if let Err(error) = sync_directory(target) {
+                    tracing::warn!(file = %target.display(), %error, "it is written, but a power cut may bring the old one back");
+                }
                 return Ok(Written::Replaced);
             }
             // A mount point, or on another file system than its directory: it was mounted alone.
@@ -41,6 +44,25 @@ pub(super) fn write(target: &Path, bytes: &[u8]) -> io::Result<Written> {
     Ok(Written::InPlace)
 }
 
+/// Makes a file that is not there. An error: it is not there still, unless somebody else has made it.
+pub(super) fn make(target: &Path, bytes: &[u8]) -> io::Result<Written> {
+    let temporary = Temporary::create(target)?;
+    let _ = temporary.be_like(Owned::new_in(directory(target))?);
+    temporary.fill(bytes)?;
+    match renameat_with(CWD, &temporary.path, CWD, target, RenameFlags::NOREPLACE) {
+        Ok(()) => {}
+        // A file system that does not know how.
+        Err(Errno::INVAL) if target.symlink_metadata().is_err() => fs::rename(&temporary.path, target)?,
+        Err(Errno::INVAL) => return Err(Errno::EXIST.into()),
+        Err(error) => return Err(error.into()),
+    }
+    temporary.keep();
+    if let Err(error) = sync_directory(target) {
+        tracing::warn!(file = %target.display(), %error, "it is made, but a power cut may take it away again");
+    }
+    Ok(Written::Replaced)
+}
+
 /// Overwrites the file behind a journal: whoever has the lock next finishes it if this is killed.
 fn in_place(target: &Path, file: &File, bytes: &[u8], modified: SystemTime) -> io::Result<()> {
     let old = fs::read(target)?;
@@ -51,15 +73,23 @@ fn in_place(target: &Path, file: &File, bytes: &[u8], modified: SystemTime) -> i
         Err(error) => return Err(error.into()),
     }
     let journal = journal::begin(target, &old, bytes)?;
-    match overwrite(file, bytes, modified) {
-        Ok(()) => journal.end(),
-        Err(error) => {
-            // Back to what was; if that cannot be either, the journal stays and says what was meant.
-            if overwrite(file, &old, modified).is_ok() {
-                journal.end()?;
-            }
-            Err(error)
+    let Err(error) = overwrite(file, bytes, modified) else {
+        if let Err(error) = journal.end() {
+            tracing::warn!(file = %target.display(), %error, "it is written, but its journal stays until the next edit");
         }
+        return Ok(());
+    };
+    // Back to what was; if that cannot be either, the journal stays and says what was meant.
+    if let Err(again) = overwrite(file, &old, modified) {
+        return Err(io::Error::other(format!(
+            "{error}, and what was in it could not be put back ({again}): it may be torn, and the next edit finishes it by its journal"
+        )));
+    }
+    match journal.end() {
+        Ok(()) => Err(error),
+        Err(stays) => Err(io::Error::other(format!(
+            "{error}, and its journal could not be removed ({stays}): the next edit may finish it"
+        ))),
     }
 }
 
@@ -97,6 +127,26 @@ pub(super) fn sweep(path: &Path) {
     }
 }
 
+/// Whose a file is, and who may do what with it.
+#[derive(Clone, Copy)]
+pub(super) struct Owned {
+    user: u32,
+    group: u32,
+    mode: u32,
+}
+
+impl Owned {
+    /// As this file.
+    pub(super) fn of(file: &Metadata) -> Self {
+        Self { user: file.uid(), group: file.gid(), mode: file.mode() & 0o7777 }
+    }
+
+    /// As a new file in a directory: its owner's alone.
+    pub(super) fn new_in(directory: &Path) -> io::Result<Self> {
+        Ok(Self { mode: 0o600, ..Self::of(&fs::metadata(directory)?) })
+    }
+}
+
 /// A file that goes away unless it becomes another.
 pub(super) struct Temporary {
     path: PathBuf,
@@ -129,15 +179,15 @@ impl Temporary {
         &self.path
     }
 
-    /// Gives it another's owner and mode, before there is anything to read in it. False: the owner cannot be given.
-    pub(super) fn be_like(&self, other: &Metadata) -> io::Result<bool> {
+    /// Gives it this owner and mode, before there is anything to read in it. False: the owner cannot be given.
+    pub(super) fn be_like(&self, wanted: Owned) -> io::Result<bool> {
         let ours = self.file.metadata()?;
-        if (ours.uid(), ours.gid()) != (other.uid(), other.gid())
-            && let Err(error) = fchown(&self.file, Some(other.uid()), Some(other.gid()))
+        if (ours.uid(), ours.gid()) != (wanted.user, wanted.group)
+            && let Err(error) = fchown(&self.file, Some(wanted.user), Some(wanted.group))
         {
             return if error.kind() == ErrorKind::PermissionDenied { Ok(false) } else { Err(error) };
         }
-        self.file.set_permissions(fs::Permissions::from_mode(other.mode() & 0o7777))?;
+        self.file.set_permissions(fs::Permissions::from_mode(wanted.mode))?;
         Ok(true)
     }
 

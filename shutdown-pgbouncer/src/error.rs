@@ -67,7 +67,7 @@ impl fmt::Display for Error {
                 )
             }
             Self::Unwritten { path, doing, .. } => {
-                write!(f, "{} cannot be {doing}; nothing is changed", path.display())
+                write!(f, "{} cannot be {doing}", path.display())
             }
         }
     }

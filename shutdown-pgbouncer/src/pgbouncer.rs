@@ -505,12 +505,16 @@ impl PgBouncer {
     async fn locked(
         &self,
         file: &Path,
-        take: impl FnOnce(&Path, Duration) -> Result<Locked, Error> + Send + 'static,
+        take: fn(&Path, Duration) -> Result<Locked, Error>,
     ) -> Result<Locked, Error> {
         let (path, patience) = (file.to_owned(), self.patience);
         let interrupted = || Error::Refused("interrupted; nothing is changed".to_owned());
         if self.cancelled.is_cancelled() {
             return Err(interrupted());
+        }
+        match take(file, Duration::ZERO) {
+            Err(Error::Locked { .. }) if !patience.is_zero() => {}
+            taken => return taken,
         }
         tokio::select! {
             biased;
@@ -593,11 +597,12 @@ impl Editing<'_> {
         if changed {
             let kept = locked.back_up()?;
             if let Err(error) = locked.write(&new) {
-                // Kept, unless nothing happened: whatever is there now, this is what was.
                 if locked.read().is_ok_and(|bytes| bytes == old) {
                     let _ = std::fs::remove_file(&kept);
+                    return Err(error);
                 }
-                return Err(error);
+                let (error, kept) = (shutdown_core::sentence(&error), kept.display());
+                return Err(Error::Unverified(format!("{error}; what it was is {kept}")));
             }
             tracing::info!(file = %file.display(), "edited");
             backup = Some(kept);

@@ -298,9 +298,11 @@ impl Process {
         (status, killer.cancel())
     }
 
-    /// Whether it has ended and was waited for.
+    /// Whether it has ended, waited for or not.
     pub fn is_over(&self) -> bool {
-        self.status.is_some()
+        // Z is who has ended and was not waited for (proc(5)): the number is still its own.
+        let stat = || std::fs::read_to_string(format!("/proc/{}/stat", self.child.id())).unwrap_or_default();
+        self.status.is_some() || stat().rsplit_once(") ").is_none_or(|(_, state)| state.starts_with('Z'))
     }
 
     /// Waits for its end and gives the exit code.

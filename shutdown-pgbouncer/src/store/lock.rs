@@ -48,6 +48,8 @@ fn hold(path: &Path, patience: Patience, open: impl Fn() -> io::Result<File>) ->
         let metadata = file.metadata();
         let file = match flock(&file, FlockOperation::NonBlockingLockExclusive) {
             Ok(()) => Some(file),
+            // Who only looks needs no thread.
+            Err(rustix::io::Errno::WOULDBLOCK) if patience.whole.is_zero() => None,
             Err(rustix::io::Errno::WOULDBLOCK) => wait(file, patience.until)?,
             Err(error) => return Err(Error::unwritten(path, "locked", error)),
         };

@@ -29,11 +29,12 @@ pub const USERLIST: &str =
     ";two of us\n\"postgres\" \"md5aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa\"\n\"o\"\"neil\" \"plain\"\n";
 
 /// The scripts that are in use elsewhere, without their containers: `$1` is the file, `$2` the name. What they do before the lock they
-/// do here before a pause, so that it is seen when several run at once.
+/// do here before a pause, so that it is seen when several run at once. Their backups of one second hinder each other; that is no
+/// law of ours.
 pub mod scripts {
     /// Adds a database.
     pub const ADD_DATABASE: &str = r#"set -e
-        cp "$1" "$1.backup.$(date +%s)"
+        cp "$1" "$1.backup.$(date +%s)" 2>/dev/null || true
         if grep -q "^$2 =" "$1"; then exit 0; fi
         sleep "${PAUSE:-0}"
         (

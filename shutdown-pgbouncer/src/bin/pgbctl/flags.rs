@@ -54,13 +54,13 @@ pub(crate) struct Flags {
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum Command {
-    /// Databases: entries of [databases]
+    /// Databases: the entries of the configuration
     #[command(subcommand)]
     Db(Db),
     /// Users: entries of the user list
     #[command(subcommand)]
     User(User),
-    /// Settings of [pgbouncer]
+    /// Settings of PgBouncer itself
     #[command(subcommand)]
     Config(Config),
     /// Copies that each edit keeps

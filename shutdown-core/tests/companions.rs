@@ -858,14 +858,15 @@ async fn the_pid_file_that_a_killed_launched_companion_leaves_is_removed() {
 #[tokio::test]
 async fn one_by_itself_is_found_sent_one_signal_and_ended_and_a_stranger_is_not() {
     let lab = Lab::new();
-    let script = "trap 'echo HUP >> \"$1/heard\"' HUP; trap 'echo TERM >> \"$1/heard\"; exit 0' TERM; echo $$ > \"$1/ready\"; \
+    // Not HUP, which this process may have been started to ignore.
+    let script = "trap 'echo USR1 >> \"$1/heard\"' USR1; trap 'echo TERM >> \"$1/heard\"; exit 0' TERM; echo $$ > \"$1/ready\"; \
                   while :; do sleep 300 & wait; done";
     let reloads = lab.script("reloads", script);
     lab.read("ready", 1).await;
     let companion = || Companion::with_pid_file("reloads", lab.pid_file("pid", reloads.id()));
     assert_eq!(companion().find().await, Ok(reloads.id()));
-    assert_eq!(companion().signal(StopSignal::Hup).await, Ok(reloads.id()));
-    assert_eq!(lab.read("heard", 1).await, ["HUP"]);
+    assert_eq!(companion().signal(StopSignal::Usr1).await, Ok(reloads.id()));
+    assert_eq!(lab.read("heard", 1).await, ["USR1"]);
     assert!(is_alive(reloads.id()));
     let another = Companion::with_pid_file("another", lab.pid_file("pid", reloads.id()));
     let refused = |ending: &Ending| matches!(ending, Ending::Refused(Refusal::AnotherProgram { .. }));
@@ -874,7 +875,7 @@ async fn one_by_itself_is_found_sent_one_signal_and_ended_and_a_stranger_is_not(
     assert!(refused(&another.end().await) && is_alive(reloads.id()));
     let ended = companion().ladder("TERM:20s/KILL:1s".parse().unwrap()).end().await;
     assert_eq!(ended, Ending::Exited { pid: reloads.id(), exit: None });
-    assert_eq!(lab.read("heard", 2).await, ["HUP", "TERM"]);
+    assert_eq!(lab.read("heard", 2).await, ["USR1", "TERM"]);
     // Not yet waited for, and then gone.
     assert!(matches!(companion().find().await, Err(Ending::NotRunning(_))));
 }

@@ -295,6 +295,11 @@ impl PgBouncer {
     ///
     /// As [`add_database`](Self::add_database).
     pub async fn set_parameter(&self, key: &str, value: &str) -> Result<Done, Error> {
+        if key == "conffile" {
+            return Err(Error::Input(
+                "conffile is which file PgBouncer reads: that is no edit of this one".to_owned(),
+            ));
+        }
         let editing = self.edit_ini(|ini, _| ini.set_parameter(key, value)).await?;
         editing.finish(Expected::parameter(key, value)).await
     }

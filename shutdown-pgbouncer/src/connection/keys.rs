@@ -168,6 +168,7 @@ pub(crate) const DATABASE: Keys = Keys(&[
     key("max_db_connections", Value::Number, Known::ALWAYS),
     key("max_db_client_connections", Value::Number, Known::BY_24),
     key("server_lifetime", Value::Number, Known::BY_24),
+    key("query_wait_timeout", Value::Number, Known::BY_26),
     key("load_balance_hosts", Value::Word(&["disable", "round-robin"]), Known::BY_24),
 ]);
 

@@ -4,9 +4,9 @@
 //! removes the lock file gives the next one another lock, and two would write. The second lock, on the file itself, is the
 //! one that is left then; and the only one that both see where the file alone is mounted into a container.
 
-use std::fs::{File, Metadata, OpenOptions};
+use std::fs::{File, Metadata, OpenOptions, Permissions};
 use std::io::{self, ErrorKind};
-use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::Path;
 use std::sync::mpsc;
 use std::time::Duration;
@@ -95,7 +95,14 @@ fn open_lock(path: &Path) -> io::Result<File> {
     match options.clone().write(true).create(true).truncate(false).mode(0o644).open(path) {
         // Another user's: it can be locked by who may only read it.
         Err(error) if error.kind() == ErrorKind::PermissionDenied => options.open(path).map_err(|_| error),
-        opened => opened,
+        Ok(file) => {
+            // Whatever the umask: who may edit the file must be able to wait. Another's stays as it is.
+            if file.metadata()?.mode() & 0o777 == 0o600 {
+                let _ = file.set_permissions(Permissions::from_mode(0o644));
+            }
+            Ok(file)
+        }
+        Err(error) => Err(error),
     }
 }
 

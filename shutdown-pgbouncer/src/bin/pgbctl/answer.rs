@@ -106,21 +106,29 @@ impl Answer {
         }
     }
 
-    /// Prints it. A closed stdout is no reason to fail: what was to be done is done.
+    /// Prints it. A closed stdout is no reason to fail: what was to be done is done. But a password that was made here and that nobody
+    /// has seen is.
     pub(crate) fn print(self, json: bool) -> u8 {
         let mut out = io::stdout().lock();
+        let has_password = self.object.contains_key("password");
+        let mut text = String::new();
         if json {
-            let _ = writeln!(out, "{}", Value::Object(self.object));
+            text = format!("{}\n", Value::Object(self.object));
         } else {
-            for line in &self.lines {
-                let _ = writeln!(out, "{line}");
-            }
-            for line in &self.asides {
+            self.lines.iter().for_each(|line| text.extend([line, "\n"]));
+        }
+        let printed = out.write_all(text.as_bytes()).and_then(|()| out.flush());
+        let said =
+            self.asides.iter().cloned().chain(self.warnings.iter().map(|line| format!("pgbctl: {line}")));
+        if !json {
+            for line in said {
                 let _ = writeln!(io::stderr(), "{line}");
             }
-            for line in &self.warnings {
-                let _ = writeln!(io::stderr(), "pgbctl: {line}");
-            }
+        }
+        if has_password && printed.is_err() {
+            let _ =
+                writeln!(io::stderr(), "pgbctl: error: the new password cannot be printed: set another one");
+            return 1;
         }
         self.code
     }

@@ -84,7 +84,7 @@ pub(crate) enum Command {
     },
     /// Undoes a pause, and what a removal that was killed has left
     Resume {
-        /// One database; default: all
+        /// One database; default: a pause of all
         database: Option<DatabaseName>,
     },
     /// Pauses, then shuts PgBouncer down, through the admin console

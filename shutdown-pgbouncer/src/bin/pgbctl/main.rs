@@ -330,7 +330,7 @@ enum Given {
 async fn given(source: &SecretSource) -> Result<Given, Error> {
     if source.verifier_stdin {
         let text = line_of_stdin().await?;
-        if !text.starts_with("SCRAM-SHA-256$") && !text.starts_with("md5") {
+        if !is_verifier(&text) {
             return Err(Error::Input(
                 "what stdin has is no verifier: it begins with SCRAM-SHA-256$ or md5".to_owned(),
             ));
@@ -351,6 +351,14 @@ async fn given(source: &SecretSource) -> Result<Given, Error> {
         return Ok(Given::Password(password.map_err(missing)?));
     }
     Ok(Given::New(secret::generate()?))
+}
+
+/// Whether PgBouncer would take it for one, and not for a password.
+fn is_verifier(text: &str) -> bool {
+    let (Ok(secret), Ok(name)) = (Secret::new(text), "user".parse()) else { return false };
+    let mut list = Userlist::new("");
+    list.set(&name, &secret);
+    list.users().first().is_some_and(|user| ["scram-sha-256", "md5"].contains(&user.kind))
 }
 
 /// The first line of stdin, read by a thread of its own: nobody can be made to type.
@@ -452,6 +460,8 @@ async fn status(pgbouncer: &PgBouncer) -> Result<Answer, Error> {
     let console = Console::open(&pgbouncer.console(&pgbouncer.ini()?)).await?;
     let (version, pools) = (console.version().await, console.tell("SHOW POOLS").await);
     let databases = console.tell("SHOW DATABASES").await;
+    // From 1.19 on.
+    let state = console.tell("SHOW STATE").await.unwrap_or_default();
     console.close().await;
     let (version, pools, databases) = (version?, pools?, databases?);
     const COLUMNS: [&str; 7] =
@@ -463,6 +473,10 @@ async fn status(pgbouncer: &PgBouncer) -> Result<Answer, Error> {
         .collect();
     let answer = Answer::default().line(format!("PgBouncer {version}")).with("version", version.to_string());
     let mut held = Vec::new();
+    let all = |row: &Row| {
+        row.get("key").is_some_and(|key| key == "paused") && row.get("value").is_some_and(|is| is == "yes")
+    };
+    held.extend(state.iter().any(all).then(|| "all is paused".to_owned()));
     for state in ["paused", "disabled"] {
         let is = |row: &&Row| row.get(state).is_some_and(|value| value == "1");
         let names = databases.iter().filter(is).filter_map(|row| row.get("name"));

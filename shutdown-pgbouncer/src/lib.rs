@@ -19,7 +19,7 @@
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! # })?;
 //! # let after = std::fs::read_to_string(&config)?;
-//! assert_eq!(after, "[databases]\n; ours\norders = host=postgres port=5432 pool_size=5\n[pgbouncer]\n");
+//! assert_eq!(after, "[databases]\norders = host=postgres port=5432 pool_size=5\n; ours\n[pgbouncer]\n");
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
 //!

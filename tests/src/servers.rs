@@ -14,7 +14,9 @@ mod registry;
 
 pub use exporter::{Exporter, exporters, missing_exporters, target};
 pub use local_proxy::LocalProxy;
-pub use pgbouncer::{Installed, LaidOut, Pgbouncer, Pooling, missing_pgbouncers, pgbouncers};
+pub use pgbouncer::{
+    Installed, LaidOut, Pgbouncer, Pooling, missing_pgbouncers, on_each_version, pgbouncers,
+};
 pub use postgres::{LogLine, Postgres};
 pub use redis::{Redis, RedisLine};
 pub use registry::{Answer, Recorded, Registry};

@@ -11,21 +11,9 @@ use serde_json::Value;
 use shutdown_tests::PATIENCE;
 use shutdown_tests::pgbctl::{Ran, ended, run};
 use shutdown_tests::process::{Process, Stopwatch, binary};
-use shutdown_tests::servers::{Installed, Pgbouncer, Postgres, as_user, missing_pgbouncers, pgbouncers};
+use shutdown_tests::servers::{Installed, Pgbouncer, Postgres, as_user, on_each_version, pgbouncers};
 
 const USER: &str = "postgres";
-
-/// Runs a law on each version, in front of one database server.
-fn on_each_version(law: impl Fn(&Postgres, &Installed)) {
-    let postgres = Postgres::start();
-    for installed in pgbouncers() {
-        println!("PgBouncer {installed}:");
-        law(&postgres, &installed);
-    }
-    for line in missing_pgbouncers().lines() {
-        println!("not run on {line}");
-    }
-}
 
 /// A PgBouncer with one database, `app`, and its files.
 struct Lab<'a> {

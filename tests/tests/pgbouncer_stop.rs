@@ -11,7 +11,7 @@ use shutdown_tests::PATIENCE;
 use shutdown_tests::client::post;
 use shutdown_tests::pg_clients::{Client, Ends, Load};
 use shutdown_tests::process::{EdgeProxy, Stopwatch};
-use shutdown_tests::servers::{Installed, Pgbouncer, Pooling, Postgres, missing_pgbouncers, pgbouncers};
+use shutdown_tests::servers::{Installed, Pgbouncer, Pooling, Postgres, on_each_version};
 
 /// Clients in hot transactions, and the connections they share.
 const CLIENTS: usize = 20;
@@ -19,18 +19,6 @@ const POOL: usize = 5;
 /// How late the next signal may come.
 const SLACK: Duration = Duration::from_millis(500);
 const SHORT: &str = ",stop=INT:2s/TERM:1s/KILL:1s";
-
-/// Runs a law on each version, in front of one database.
-fn on_each_version(law: impl Fn(&Postgres, &Installed)) {
-    let postgres = Postgres::start();
-    for installed in pgbouncers() {
-        println!("PgBouncer {installed}:");
-        law(&postgres, &installed);
-    }
-    for line in missing_pgbouncers().lines() {
-        println!("not run on {line}");
-    }
-}
 
 /// An edge-proxy with this companion.
 fn beside(pgbouncer: &Pgbouncer, stop: &str) -> EdgeProxy {

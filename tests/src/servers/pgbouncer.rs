@@ -75,6 +75,22 @@ pub fn missing_pgbouncers() -> String {
     std::env::var("PGBOUNCER_MISSING").unwrap_or_default()
 }
 
+/// Runs a law on each version, in front of one database, and says which could not be had.
+///
+/// # Panics
+///
+/// If there is none, or the law is broken.
+pub fn on_each_version(law: impl Fn(&Postgres, &Installed)) {
+    let postgres = Postgres::start();
+    for installed in pgbouncers() {
+        println!("PgBouncer {installed}:");
+        law(&postgres, &installed);
+    }
+    for line in missing_pgbouncers().lines() {
+        println!("not run on {line}");
+    }
+}
+
 impl Installed {
     fn at(program: PathBuf) -> Self {
         let said = ask(Command::new(&program).arg("--version"));

@@ -169,13 +169,13 @@ impl Host {
         command.args(["-Z", "root", "-U", "--immediate-mode", "-i", interface, "-w"]).arg(&file);
         let process = Process::start(command.args(["udp", "port", "5353"]));
         process.stderr_line(|line| line.contains("listening on"));
-        Capture { _tcpdump: process, file }
+        Capture { tcpdump: process, file }
     }
 }
 
 /// A running capture.
 pub struct Capture {
-    _tcpdump: Process,
+    tcpdump: Process,
     file: PathBuf,
 }
 
@@ -197,12 +197,14 @@ pub struct Packet {
 }
 
 impl Capture {
-    /// What has passed by now.
+    /// What has passed by now: all of it, however busy the machine is.
     ///
     /// # Panics
     ///
     /// If the file is no capture of Ethernet.
     pub fn packets(&self) -> Vec<Packet> {
+        // A packet that passes wakes tcpdump, which sleeps again when the packet is in the file.
+        self.tcpdump.until_idle();
         let bytes = fs::read(&self.file).expect("tcpdump has made it");
         let word = |at: usize| Some(u32::from_le_bytes(bytes.get(at..at + 4)?.try_into().ok()?));
         assert_eq!(
@@ -245,6 +247,7 @@ impl Capture {
     /// If it does not read it.
     pub fn tshark(&self, filter: &str, fields: &[&str]) -> Vec<Vec<String>> {
         let mut command = Command::new("tshark");
+        self.tcpdump.until_idle();
         command.args(["-r"]).arg(&self.file).args(["-Y", filter, "-T", "fields", "-E", "aggregator=|"]);
         let lines = run(command.args(fields.iter().flat_map(|field| ["-e", field])));
         lines.lines().map(|line| line.split('\t').map(str::to_owned).collect()).collect()

@@ -301,8 +301,26 @@ impl Process {
     /// Whether it has ended, waited for or not.
     pub fn is_over(&self) -> bool {
         // Z is who has ended and was not waited for (proc(5)): the number is still its own.
-        let stat = || std::fs::read_to_string(format!("/proc/{}/stat", self.child.id())).unwrap_or_default();
-        self.status.is_some() || stat().rsplit_once(") ").is_none_or(|(_, state)| state.starts_with('Z'))
+        self.status.is_some() || self.state().is_none_or(|state| state == 'Z')
+    }
+
+    /// Waits until it waits for something itself, or is over: a program of one thread has done by then what it was woken for.
+    ///
+    /// # Panics
+    ///
+    /// If it is busy for too long.
+    pub fn until_idle(&self) {
+        let begin = Stopwatch::start();
+        while !self.is_over() && self.state() != Some('S') {
+            assert!(begin.elapsed() < PATIENCE, "never idle; stderr: {}", self.stderr_so_far());
+            std::thread::park_timeout(Duration::from_millis(1));
+        }
+    }
+
+    /// Its state, as the kernel tells it; nothing if there is no such process.
+    fn state(&self) -> Option<char> {
+        let stat = std::fs::read_to_string(format!("/proc/{}/stat", self.child.id())).ok()?;
+        stat.rsplit_once(") ")?.1.chars().next()
     }
 
     /// Waits for its end and gives the exit code.

@@ -17,8 +17,12 @@ use shutdown_core::{
     Outcome, Phase, Reason, ShutdownConfig, ShutdownCoordinator, ShutdownReport, TaskNote, TaskReport,
     Urgency,
 };
+use support::default_signals;
 use tempfile::TempDir;
 use tokio::time::{Instant, sleep, timeout};
+
+#[path = "support/signals.rs"]
+mod support;
 
 const LONG: Duration = Duration::from_secs(20);
 
@@ -29,6 +33,7 @@ struct Lab {
 
 impl Lab {
     fn new() -> Self {
+        default_signals();
         Self { dir: tempfile::tempdir().unwrap() }
     }
 

@@ -11,9 +11,7 @@ use std::future::pending;
 use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
-use std::sync::atomic::AtomicBool;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
-use std::sync::{Arc, Once};
 use std::time::Duration;
 
 use rustix::process::{Pid, Signal, kill_process};
@@ -21,9 +19,11 @@ use shutdown_core::{
     Builder, InstallError, Outcome, Phase, Reason, ShutdownConfig, ShutdownCoordinator, ShutdownReport,
     Signals, Stage, StageReport,
 };
-use signal_hook::consts::{SIGHUP, SIGINT, SIGQUIT, SIGTERM};
-use signal_hook::flag::register_conditional_default;
+use support::default_signals;
 use tokio::time::{Instant, sleep};
+
+#[path = "support/signals.rs"]
+mod support;
 
 /// Set in the child: the directory that is its own.
 const SCENARIO: &str = "SHUTDOWN_CORE_SCENARIO";
@@ -63,18 +63,6 @@ struct Ended {
     report: Option<ShutdownReport>,
     /// The directory that was its own.
     dir: tempfile::TempDir,
-}
-
-/// Lets children start with the default action for every stop signal, however this process was started: a shell's
-/// background job ignores INT and QUIT, and exec hands on what is ignored, but not what is handled.
-fn default_signals() {
-    static ONCE: Once = Once::new();
-    ONCE.call_once(|| {
-        for number in [SIGHUP, SIGINT, SIGQUIT, SIGTERM] {
-            let default = Arc::new(AtomicBool::new(true));
-            register_conditional_default(number, default).expect("a signal that can be handled");
-        }
-    });
 }
 
 impl Child {

@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-use crate::{Error, Ini, Problem, Userlist, Version};
+use crate::{Error, Ini, Problem, Userlist, Version, references};
 
 /// How deep files may include each other (`MAX_INCLUDE` in PgBouncer's `cfparser.c`).
 const DEPTH: usize = 10;
@@ -66,7 +66,8 @@ pub fn whole(config: &Path) -> Result<Ini, Error> {
     Ok(Ini::new(whole.text))
 }
 
-/// What this version would refuse or misread in a configuration, the files it includes, and its user list.
+/// What this version would refuse or misread in a configuration, the files it includes, and its user list; and the files and
+/// directories that it names and this machine does not have, which are not fatal: it may be meant for another machine.
 ///
 /// # Errors
 ///
@@ -76,10 +77,8 @@ pub fn check(config: &Path, userlist: Option<&Path>, version: Version) -> Result
     whole.append(config, 0)?;
     let Whole { text, from, mut findings } = whole;
     let ini = Ini::new(text);
-    for problem in ini.problems(version) {
-        let (file, line) = from.get(problem.line - 1).cloned().unwrap_or((config.to_owned(), problem.line));
-        findings.push(Finding { file, problem: Problem { line, ..problem } });
-    }
+    let mut found = ini.problems(version);
+    found.extend(references::problems(&ini));
     let named = ini.parameter("auth_file").filter(|file| !file.is_empty());
     let list = match (userlist, &named) {
         (Some(given), _) => std::fs::read(given)
@@ -88,16 +87,18 @@ pub fn check(config: &Path, userlist: Option<&Path>, version: Version) -> Result
         (None, Some(named)) => match std::fs::read(named) {
             Ok(bytes) => Some((PathBuf::from(named), bytes)),
             Err(error) => {
-                let what = format!("its auth_file {named} cannot be read: {error}");
-                findings.push(Finding {
-                    file: config.to_owned(),
-                    problem: Problem { line: 1, what, fatal: false },
-                });
+                let what = format!("auth_file: {named} cannot be read: {error}; nobody in it can log in");
+                found.push(Problem::misread(ini.parameter_line("auth_file").unwrap_or(1), what));
                 None
             }
         },
         (None, None) => None,
     };
+    found.sort_by_key(|problem| problem.line);
+    findings.extend(found.into_iter().map(|problem| {
+        let (file, line) = from.get(problem.line - 1).cloned().unwrap_or((config.to_owned(), problem.line));
+        Finding { file, problem: Problem { line, ..problem } }
+    }));
     if let Some((file, bytes)) = list {
         let problems = Userlist::new(bytes).problems();
         findings.extend(problems.into_iter().map(|problem| Finding { file: file.clone(), problem }));

@@ -5,13 +5,13 @@ use std::path::Path;
 
 use crate::console::Console;
 use crate::pgbouncer::not_found;
-use crate::{Error, Ini, PgBouncer, Userlist, Version};
+use crate::{Error, Ini, PgBouncer, Userlist, Version, references};
 
 /// Something that will go wrong, or has: one sentence that names it and the fix.
 pub type Diagnosis = String;
 
-/// Looks for what is known to go wrong: settings that clients stumble over, databases left paused, a stale PID file, files that
-/// others can read. What PgBouncer would refuse, [`check`](crate::check()) tells.
+/// Looks for what is known to go wrong: settings that clients stumble over, databases left paused, a stale PID file, files
+/// and directories that are missing, files that others can read. What PgBouncer would refuse, [`check`](crate::check()) tells.
 ///
 /// # Errors
 ///
@@ -53,6 +53,7 @@ pub async fn diagnose(pgbouncer: &PgBouncer) -> Result<Vec<Diagnosis>, Error> {
         Err(error) => found.push(format!("{error}; reloads cannot be verified, and nothing can be drained")),
     }
     settings(&ini, version.unwrap_or(Version::OLDEST), &mut found);
+    found.extend(references::problems(&ini).into_iter().map(|problem| problem.what));
     match pgbouncer.process(&ini) {
         None => found.push(
             "there is no pidfile: edits do not reload by themselves, and `stop` has nobody to end".to_owned(),

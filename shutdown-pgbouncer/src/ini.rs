@@ -83,7 +83,7 @@ impl Ini {
     ///
     /// A file with a fatal problem is refused: PgBouncer does not start with it, and a reload keeps of it what stands before.
     /// Measured on 1.18, 1.24 and 1.26; where a version between two of them may go either way, the problem is not fatal.
-    /// Not looked at is what the values refer to: other files, addresses, groups, keys.
+    /// What the values refer to is not looked at here; [`check()`](crate::check()) looks for files and directories.
     pub fn problems(&self, version: Version) -> Vec<Problem> {
         check::problems(self, version)
     }
@@ -109,6 +109,11 @@ impl Ini {
     pub fn parameter(&self, key: &str) -> Option<String> {
         let value = self.parameter_entry(key)?.value;
         Some(String::from_utf8_lossy(value).into_owned())
+    }
+
+    /// The line of what [`parameter`](Self::parameter) gives.
+    pub(crate) fn parameter_line(&self, key: &str) -> Option<usize> {
+        Some(self.parameter_entry(key)?.line)
     }
 
     /// The files that it includes (`%include`), with their lines.

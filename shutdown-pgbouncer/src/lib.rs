@@ -47,6 +47,7 @@ mod name;
 mod pause;
 mod pgbouncer;
 mod problem;
+mod references;
 mod registration;
 mod reload;
 pub mod secret;

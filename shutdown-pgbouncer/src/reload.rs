@@ -10,7 +10,7 @@ use shutdown_core::companions::{Companion, StopSignal};
 
 use crate::console::{Console, ConsoleAddress, Row};
 use crate::pgbouncer::not_found;
-use crate::{Connection, DatabaseName, Error, Finding, Ini, UserName, check, whole};
+use crate::{Connection, DatabaseName, Error, Finding, Ini, UserName, check, references, whole};
 
 /// What PgBouncer says to who got in and is none of `admin_users`.
 const NO_ADMIN: &str = "admin access needed";
@@ -133,6 +133,11 @@ async fn reload_and_look(
         return Err(Error::Unverified(format!("PgBouncer {version} refuses {file}, {problem}")));
     }
     let ini = whole(config)?;
+    if let Some(problem) = references::logfile(&ini)
+        && value_of(&parameter(console, "logfile").await?) != ini.parameter("logfile").as_deref()
+    {
+        return Err(Error::Unverified(format!("{}, {problem}", config.display())));
+    }
     let before = match &expected.parameter {
         Some((key, _)) => parameter(console, key).await?,
         None => None,

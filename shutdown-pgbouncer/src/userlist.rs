@@ -7,6 +7,7 @@
 
 mod scan;
 
+use std::collections::HashMap;
 use std::fmt;
 use std::ops::Range;
 
@@ -86,7 +87,8 @@ impl Userlist {
     pub fn problems(&self) -> Vec<Problem> {
         let Scanned { entries, broken } = scan(&self.bytes);
         let mut problems = Vec::new();
-        for (place, entry) in entries.iter().enumerate() {
+        let last: HashMap<_, _> = entries.iter().map(|entry| (&entry.name, entry.line)).collect();
+        for entry in &entries {
             let name = format!("{:?}", String::from_utf8_lossy(&entry.name));
             let mut misread = |what: String| problems.push(Problem::misread(entry.line, what));
             if entry.name.is_empty() {
@@ -100,8 +102,9 @@ impl Userlist {
             } else if between.iter().any(|byte| !scan::is_space(*byte)) {
                 misread(format!("between {name} and its secret stands something that is ignored"));
             }
-            if let Some(later) = entries[place + 1..].iter().rfind(|later| later.name == entry.name) {
-                misread(format!("user {name} is given again in line {}, which counts", later.line));
+            let counts = last[&entry.name];
+            if counts > entry.line {
+                misread(format!("user {name} is given again in line {counts}, which counts"));
             }
         }
         let text = scan::text(&self.bytes);

@@ -338,6 +338,31 @@ fn what_cannot_be_a_name_or_a_value_is_exit_2_and_nothing_is_written() {
 }
 
 #[test]
+fn whoever_asks_for_json_gets_one_object_whatever_goes_wrong() {
+    let files = Files::default();
+    let cases: [(&[&str], i32); 5] = [
+        (&["--json", "db", "add", "a b"], 2),
+        (&["--json", "db", "add"], 2),
+        (&["db", "add", "x", "--pool-size", "many", "--json"], 2),
+        (&["--json", "db", "frobnicate"], 2),
+        (&["--json", "db", "set", "nobody", "--pool-size", "1"], 2),
+    ];
+    for (words, code) in cases {
+        let ran = files.run(words);
+        assert_eq!(ran.code, Some(code), "{ran:?}");
+        let object: serde_json::Value = serde_json::from_str(&ran.stdout)
+            .unwrap_or_else(|error| panic!("{words:?} is no object: {error}: {ran:?}"));
+        assert_eq!(object["code"], code, "{object}");
+        let error = object["error"].as_str().unwrap_or_default();
+        assert!(!error.is_empty() && ran.stderr.contains(error), "{object} and {}", ran.stderr);
+    }
+    // Without, there is nothing on stdout; and help is no error.
+    assert_eq!(files.run(&["db", "add"]).stdout, "");
+    let help = files.run(&["--json", "db", "add", "--help"]);
+    assert!(help.well().contains("Usage:"), "{help:?}");
+}
+
+#[test]
 fn a_file_that_pgbouncer_would_refuse_is_not_edited_and_its_line_is_named() {
     let broken = INI.replace("auth_type", "auth type");
     let files = Files::new(&broken, USERLIST);

@@ -1,10 +1,14 @@
 //! The readers and editors of PgBouncer's files agree with PgBouncer itself, on each version that can be had.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::fs;
+use std::os::unix::fs::PermissionsExt;
 use std::sync::Mutex;
 use std::thread;
 
-use shutdown_pgbouncer::{Connection, DatabaseName, Ini, Problem, Secret, UserName, Userlist, Version};
+use shutdown_pgbouncer::{
+    Connection, DatabaseName, Ini, Problem, Secret, UserName, Userlist, Version, check,
+};
 use shutdown_tests::servers::{Installed, missing_pgbouncers, pgbouncers};
 
 /// A database: its name, host, port, and what it is called at the server.
@@ -319,6 +323,60 @@ fn plain<'a>(users: impl IntoIterator<Item = &'a str>) -> Vec<u8> {
     let users = users.join(", ");
     format!("[pgbouncer]\n{{P}}auth_type = plain\nauth_file = {{D}}/userlist.txt\nstats_users = {users}\n")
         .into_bytes()
+}
+
+/// A setting, what `check` says of it, and whether PgBouncer starts with it. `{T}` is a directory that everybody may write to.
+const NAMED: &[(&str, Option<&str>, bool)] = &[
+    ("logfile = {T}/pgbouncer.log", None, true),
+    ("logfile = {T}/nope/pgbouncer.log", Some("logfile: {T}/nope is no directory"), false),
+    ("logfile = {T}", Some("logfile: {T} is a directory"), false),
+    ("pidfile = {T}/nope/pid", Some("pidfile: {T}/nope is no directory"), false),
+    ("pidfile = {T}", Some("pidfile: {T} is a directory"), false),
+    ("unix_socket_dir = {T}/nope", Some("unix_socket_dir: {T}/nope is no directory"), false),
+    ("auth_file = {T}/nope", Some("auth_file: {T}/nope cannot be read"), true),
+    ("auth_type = hba\nauth_hba_file = {T}/nope", Some("auth_hba_file: {T}/nope is no file"), true),
+    ("auth_hba_file = {T}/nope", None, true),
+    ("client_tls_sslmode = require", Some("client_tls_sslmode: it needs client_tls_key_file"), false),
+    (
+        "client_tls_sslmode = allow\nclient_tls_key_file = {T}/nope\nclient_tls_cert_file = {T}/nope",
+        Some("client_tls_key_file: {T}/nope is no file"),
+        false,
+    ),
+    ("client_tls_sslmode = disable\nclient_tls_key_file = {T}/nope", None, true),
+    ("server_tls_sslmode = verify-full\nserver_tls_ca_file = {T}/nope", None, true),
+];
+
+#[test]
+fn what_a_file_names_and_is_not_there_keeps_pgbouncer_from_starting_where_it_is_said() {
+    on_each_version(NAMED, |installed, version, (setting, wanted, starts)| {
+        let temporary = tempfile::tempdir().map_err(|error| error.to_string())?;
+        fs::set_permissions(temporary.path(), fs::Permissions::from_mode(0o777))
+            .map_err(|error| error.to_string())?;
+        let there = temporary.path().display().to_string();
+        let ini = format!("[databases]\n[pgbouncer]\n{{P}}\n{setting}\n").replace("{T}", &there);
+        let config = temporary.path().join("pgbouncer.ini");
+        fs::write(&config, ini.replace("{P}", "")).map_err(|error| error.to_string())?;
+        let findings = check(&config, None, version).map_err(|error| error.to_string())?;
+        let said: Vec<_> = findings.iter().map(|finding| finding.problem.what.as_str()).collect();
+        let wanted = wanted.map(|wanted| wanted.replace("{T}", &there));
+        let is_wanted = match (&wanted, said.first()) {
+            (Some(wanted), Some(said)) => said.starts_with(wanted.as_str()),
+            (wanted, said) => wanted.is_none() && said.is_none(),
+        };
+        equal(&format!("{setting}: {said:?} begins with {wanted:?}"), &is_wanted, &true)?;
+        let told = said.iter().any(|what| {
+            what.contains("PgBouncer does not start") || what.contains("PgBouncer cannot listen")
+        });
+        let started = installed.start_file(ini.as_bytes(), b"");
+        equal(setting, &(told, started.is_ok()), &(!starts, *starts))?;
+        match &started {
+            // Nobody can log in, as is said.
+            Ok(pgbouncer) if wanted.is_some_and(|wanted| wanted.contains("hba")) => {
+                equal(setting, &pgbouncer.lets_in("somebody", "x"), &false)
+            }
+            _ => Ok(()),
+        }
+    });
 }
 
 #[test]

@@ -266,6 +266,32 @@ fn a_reload_that_fails_is_found_out_and_rolled_back() {
 }
 
 #[test]
+fn a_log_that_cannot_be_opened_ends_no_pgbouncer() {
+    on_each_version(|postgres, installed| {
+        let mut lab = Lab::open(postgres, installed);
+        let ini = fs::read_to_string(lab.ini()).expect("it is there");
+        let nowhere = lab.dir.join("nope/pgbouncer.log").display().to_string();
+        let ran = lab.pgbctl(&["config", "set", "logfile", &nowhere]);
+        let error = ran.failed(5);
+        println!("  {error}");
+        assert!(error.contains("nope is no directory") && error.contains("rolled back"), "{error}");
+        assert_eq!(fs::read_to_string(lab.ini()).expect("it is there"), ini);
+        // Whoever has written it by hand.
+        fs::write(lab.ini(), format!("{ini}logfile = {nowhere}\n")).expect("ours");
+        let ran = lab.pgbctl(&["reload", "--verify"]);
+        assert!(ran.failed(5).contains("nope is no directory"), "{ran:?}");
+        lab.pgbctl(&["db", "set", "app", "--pool-size", "4"]).failed(5);
+        assert!(lab.pgbctl(&["check"]).well().contains("warning: logfile: "));
+        let ran = lab.pgbctl(&["doctor"]);
+        assert!(ran.code == Some(2) && ran.stdout.contains("logfile: "), "{ran:?}");
+        lab.query(USER, "").expect("what ran goes on");
+        // The control: PgBouncer itself takes it, and ends.
+        lab.console("RELOAD");
+        assert_eq!(lab.pgbouncer.code(PATIENCE), 1);
+    });
+}
+
+#[test]
 fn logins_through_pgbouncer_to_a_scram_server_are_as_the_table_says() {
     on_each_version(|postgres, installed| {
         let hba = postgres.pidfile().with_file_name("pg_hba.conf");

@@ -6,7 +6,7 @@ use serde_json::{Map, Value, json};
 use shutdown_pgbouncer::{Done, Error, Reloaded};
 
 /// Beside [`Error`]'s: `--verify`, and findings.
-const BAD_INPUT: u8 = 2;
+pub(crate) const BAD_INPUT: u8 = 2;
 const UNVERIFIED: u8 = 5;
 
 /// What a command has found or done.
@@ -151,7 +151,12 @@ pub(crate) fn fail(error: &Error, json: bool) -> u8 {
     let (code, sentence) = (code_of(error), shutdown_core::sentence(error));
     let _ = writeln!(io::stderr(), "pgbctl: error: {sentence}");
     if json {
-        let _ = writeln!(io::stdout(), "{}", json!({ "error": sentence, "code": code }));
+        print_error(&sentence, code);
     }
     code
+}
+
+/// The object that stands for an answer when there is none.
+pub(crate) fn print_error(sentence: &str, code: u8) {
+    let _ = writeln!(io::stdout(), "{}", json!({ "error": sentence, "code": code }));
 }

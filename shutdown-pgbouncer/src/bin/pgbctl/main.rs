@@ -20,14 +20,17 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::time::{Instant, timeout};
 use tokio_util::sync::CancellationToken;
 
-use crate::answer::{Answer, fail};
+use crate::answer::{Answer, BAD_INPUT, fail};
 use crate::flags::{Backup, Check, Command, Config, Db, Flags, SecretSource, User};
 
 /// How long what a signal has interrupted may take to let go.
 const LETTING_GO: Duration = Duration::from_secs(12);
 
 fn main() -> ExitCode {
-    let flags = Flags::parse();
+    let flags = match Flags::try_parse() {
+        Ok(flags) => flags,
+        Err(error) => return said_by_clap(&error),
+    };
     let json = flags.json;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
     let ended = runtime.map_err(|source| io_error("a runtime", source)).map(|runtime| {
@@ -45,6 +48,17 @@ fn main() -> ExitCode {
     };
     // Done by then or not: who sent the signal asks for this one.
     ExitCode::from(signalled.map_or(code, |number| 128 + number))
+}
+
+/// Help, the version, or what is wrong with the arguments; that in the object that a program waits for, too.
+fn said_by_clap(error: &clap::Error) -> ExitCode {
+    let _ = error.print();
+    if error.use_stderr() && std::env::args_os().any(|argument| argument == "--json") {
+        let text = error.to_string();
+        let sentence = text.lines().next().unwrap_or_default().trim_start_matches("error: ");
+        answer::print_error(sentence, BAD_INPUT);
+    }
+    ExitCode::from(u8::try_from(error.exit_code()).unwrap_or(BAD_INPUT))
 }
 
 /// Runs it until it is done; a signal has it give up: what it waits for is not done, and what it has paused goes on.

@@ -638,13 +638,15 @@ async fn one_that_runs_already_is_not_launched_beside_itself_and_a_stale_file_do
     let error = companions.launch(shutdown).unwrap_err().to_string();
     assert!(error.contains(&format!("runs already, as process {}", running.id())), "{error}");
     assert!(running.is_alive());
-    // The number is another's by now.
+    // The number is another's by now; or it was the companion's own as the first process of a container.
     let mut stranger = lab.sleeper("stranger");
-    let companions = beside(lab.pid_file("deep.pid", stranger.id()));
-    let shutdown = service(&companions, |_| ());
-    companions.launch(shutdown).unwrap();
-    assert!(!lab.at("deep.pid").exists());
-    finish(shutdown).await;
+    for number in [stranger.id(), 1] {
+        let companions = beside(lab.pid_file("deep.pid", number));
+        let shutdown = service(&companions, |_| ());
+        companions.launch(shutdown).unwrap();
+        assert!(!lab.at("deep.pid").exists(), "{number}");
+        finish(shutdown).await;
+    }
     assert!(stranger.is_alive() && running.is_alive());
 }
 

@@ -11,7 +11,7 @@ use tokio::time::Instant;
 
 use super::companion::{Companion, NotRunning, Refusal};
 use super::identity::{self, Identity};
-use super::pid_file::{EMPTY_FOR, PidFile, PidFileKind, Reading, Unread};
+use super::pid_file::{EMPTY_FOR, NoNumber, PidFile, PidFileKind, Reading, Unread};
 use super::process::Process;
 
 /// How often an empty PID file is looked at again, for [`EMPTY_FOR`].
@@ -68,6 +68,9 @@ pub(super) async fn by_file(name: &str, file: &PidFile) -> Result<Found, NotFoun
             Err(Unread::Empty) if Instant::now() < until => tokio::time::sleep(AGAIN).await,
             Err(Unread::Empty) => {
                 return Err(Refusal::PidFile { path: path(), problem: "is empty".to_owned() }.into());
+            }
+            Err(Unread::First(_)) => {
+                return Err(Refusal::PidFile { path: path(), problem: NoNumber::One.to_string() }.into());
             }
             Err(Unread::Unusable(problem)) => return Err(Refusal::PidFile { path: path(), problem }.into()),
         }

@@ -183,13 +183,13 @@ fn start(entry: &Entry, launch: &Launch, shutdown: ShutdownCoordinator) -> Resul
 }
 
 /// Makes the directory of a PID file, and removes one whose number is nobody's or another program's by now: PgBouncer would refuse
-/// to start beside whoever that is.
+/// to start beside whoever that is. In a container it may say 1, which was the companion's number in the one before.
 fn make_room(name: &str, file: &PidFile, shutdown: ShutdownCoordinator) -> Result<(), LaunchError> {
     let failed = |source| LaunchError::Io { name: name.to_owned(), doing: "have its PID file", source };
     file.make_directory().map_err(failed)?;
     let (companion, path) = (name.to_owned(), file.path().display().to_string());
     let reading = match file.read() {
-        Ok(reading) => reading,
+        Ok(reading) | Err(Unread::First(reading)) => reading,
         Err(Unread::Missing | Unread::NotHeld) => return Ok(()),
         Err(unread) => {
             let problem = match unread {

@@ -219,11 +219,12 @@ impl PidFile {
         if bytes.len() as u64 > MOST_BYTES {
             return Err(Unread::Unusable("is larger than a PID file can be".to_owned()));
         }
-        match self.kind.number(&bytes) {
-            Ok(pid) => {
-                let written = metadata.modified().map_err(unreadable)?;
-                Ok(Reading { pid, owner: metadata.uid(), written, bytes, file })
-            }
+        let number = self.kind.number(&bytes);
+        let written = metadata.modified().map_err(unreadable)?;
+        let reading = |pid| Reading { pid, owner: metadata.uid(), written, bytes, file };
+        match number {
+            Ok(pid) => Ok(reading(pid)),
+            Err(NoNumber::One) => Err(Unread::First(reading(1))),
             Err(NoNumber::Empty) => Err(Unread::Empty),
             Err(error) => Err(Unread::Unusable(error.to_string())),
         }
@@ -247,7 +248,10 @@ impl PidFile {
         if self.kind != PidFileKind::Plain || !is_at(&reading.file, &self.path) {
             return Ok(false);
         }
-        let same = self.read().is_ok_and(|now| now.bytes == reading.bytes);
+        let same = match self.read() {
+            Ok(now) | Err(Unread::First(now)) => now.bytes == reading.bytes,
+            Err(_) => false,
+        };
         if same {
             std::fs::remove_file(&self.path)?;
         }
@@ -279,6 +283,8 @@ pub(super) enum Unread {
     NotHeld,
     /// It is empty, for a moment or for good.
     Empty,
+    /// It says 1. That is nobody's to end; but left by a container before, it is stale.
+    First(Reading),
     /// The end of a sentence.
     Unusable(String),
 }
@@ -527,6 +533,12 @@ mod tests {
         assert!(!postmaster.remove_stale(&postmaster.read().unwrap()).unwrap(), "another kind");
         assert!(file.remove_stale(&file.read().unwrap()).unwrap());
         assert!(!path.exists());
+        std::fs::write(&path, "1\n").unwrap();
+        let Err(Unread::First(reading)) = file.read() else { panic!("it is read") };
+        std::fs::write(&path, "2\n").unwrap();
+        assert!(!file.remove_stale(&reading).unwrap(), "other bytes");
+        std::fs::write(&path, "1\n").unwrap();
+        assert!(file.remove_stale(&reading).unwrap());
     }
 
     proptest! {

@@ -99,10 +99,19 @@ pub(crate) async fn reload(
         Err(unseen) => unseen,
     };
     let Some(process) = process else { return Err(unseen) };
+    if let Some(deadly) = deadly(config, &whole(config)?) {
+        return Err(deadly);
+    }
     match process.signal(StopSignal::Hup).await {
         Ok(pid) => Ok(Reloaded::Signalled { pid, unseen: unseen.to_string() }),
         Err(why) => Err(Error::Unreachable(format!("{unseen}; and by its PID file: {}", not_found(&why)))),
     }
+}
+
+/// What PgBouncer would take, and end by.
+fn deadly(config: &Path, ini: &Ini) -> Option<Error> {
+    let problem = references::logfile(ini)?;
+    Some(Error::Unverified(format!("{}, {problem}", config.display())))
 }
 
 /// Opens the first console that can be: an edit may have changed where it will be.
@@ -133,10 +142,11 @@ async fn reload_and_look(
         return Err(Error::Unverified(format!("PgBouncer {version} refuses {file}, {problem}")));
     }
     let ini = whole(config)?;
-    if let Some(problem) = references::logfile(&ini)
+    // A log that it has open already is where it sees it, and perhaps not where we do.
+    if let Some(deadly) = deadly(config, &ini)
         && value_of(&parameter(console, "logfile").await?) != ini.parameter("logfile").as_deref()
     {
-        return Err(Error::Unverified(format!("{}, {problem}", config.display())));
+        return Err(deadly);
     }
     let before = match &expected.parameter {
         Some((key, _)) => parameter(console, key).await?,

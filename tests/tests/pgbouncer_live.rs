@@ -502,6 +502,11 @@ fn without_its_console_it_is_reloaded_by_a_signal_and_that_is_said() {
         // Nobody can be seen out: nothing is removed.
         lab.pgbctl(&[&nowhere[..], &["db", "remove", "app"]].concat()).failed(1);
         assert!(fs::read_to_string(lab.ini()).expect("it is there").contains("app ="));
+        // Nor does a signal end it.
+        let log = lab.dir.join("nope/pgbouncer.log").display().to_string();
+        let ran = lab.pgbctl(&[&nowhere[..], &["config", "set", "logfile", &log]].concat());
+        assert!(ran.failed(5).contains("rolled back, and PgBouncer has reloaded it"), "{ran:?}");
+        lab.query(USER, "").expect("what ran goes on");
     });
 }
 

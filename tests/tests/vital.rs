@@ -17,9 +17,13 @@ fn command(dir: &tempfile::TempDir, settings: &[(&str, &str)]) -> Command {
 
 /// The exit code and the last line of stderr of one that does not start.
 fn refused(settings: &[(&str, &str)], dotenv: &str) -> (i32, String) {
+    refused_with(&[], settings, dotenv)
+}
+
+fn refused_with(arguments: &[&str], settings: &[(&str, &str)], dotenv: &str) -> (i32, String) {
     let dir = tempfile::tempdir().expect("a temporary directory");
     std::fs::write(dir.path().join(".env"), dotenv).expect("our directory");
-    let mut process = Process::start(&mut command(&dir, settings));
+    let mut process = Process::start(command(&dir, settings).args(arguments));
     let code = process.exit_code(PATIENCE);
     let stderr = process.stderr();
     assert!(!stderr.contains("secret"), "{stderr}");
@@ -50,6 +54,15 @@ fn a_database_that_cannot_be_used_is_exit_code_1_and_a_wrong_url_is_2_each_with_
         let (exited, line) = refused(&[("DATABASE_URL", url)], "");
         assert!(exited == code && line.contains(&said), "{url}: {exited} {line}");
     }
+}
+
+#[test]
+fn an_argument_is_exit_code_2_and_says_where_the_settings_are() {
+    let (exited, line) = refused_with(&["--help"], &[], "");
+    assert!(
+        exited == 2 && line.contains("--help: there are no arguments: set environment"),
+        "{exited} {line}"
+    );
 }
 
 #[test]

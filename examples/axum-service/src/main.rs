@@ -44,6 +44,10 @@ fn main() -> ExitCode {
 
 /// What comes before the first thread: the signals, what systemd has given, the settings.
 fn start() -> Result<Infallible, Box<dyn Error>> {
+    if let Some(argument) = std::env::args_os().nth(1) {
+        let why = "there are no arguments: set environment variables, or .env; src/settings.rs lists them";
+        return Err(UsageError::new(format!("{}: {why}", argument.display())).into());
+    }
     let signals = Signals::claim()?;
     let systemd = Systemd::from_env().map_err(|error| UsageError::new(sentence(&error)))?;
     let settings = Settings::load(Path::new(".env"))?;

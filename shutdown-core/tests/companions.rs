@@ -335,6 +335,18 @@ async fn what_is_not_running_is_no_failure() {
     let (task, note) = end(Companion::with_pid_file("true", file)).await;
     assert_eq!((task.outcome, &*note.outcome), (Outcome::Ok, "not running"), "a stale file");
     assert!(lab.at("stale").exists(), "nobody of ours: left as it is");
+    // A thread has it now, which is no process.
+    let (tell, told) = std::sync::mpsc::channel();
+    let (end_it, ended) = std::sync::mpsc::channel::<()>();
+    let thread = std::thread::spawn(move || {
+        tell.send(rustix::thread::gettid().as_raw_nonzero()).unwrap();
+        let _ = ended.recv();
+    });
+    let file = lab.pid_file("thread", told.recv().unwrap());
+    let (task, note) = end(Companion::with_pid_file("pgbouncer", file)).await;
+    assert_eq!((task.outcome, &*note.outcome), (Outcome::Ok, "not running"), "a thread's number");
+    drop(end_it);
+    thread.join().unwrap();
     let missing = PidFile::new(lab.at("no/pid"), PidFileKind::Plain);
     let (_, note) = end(Companion::with_pid_file("true", missing)).await;
     assert_eq!(note.outcome, "not running", "no directory");

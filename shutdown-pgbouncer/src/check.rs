@@ -1,19 +1,27 @@
 //! Whether a PgBouncer would take its files. It has no such test itself: `pgbouncer -q FILE` starts a second one.
 
+use std::fmt;
 use std::path::{Path, PathBuf};
 
-use crate::{Error, Ini, Problem, Userlist, Version, references};
+use crate::references::{self, Eyes};
+use crate::{Error, Ini, Problem, Userlist, Version};
 
 /// How deep files may include each other (`MAX_INCLUDE` in PgBouncer's `cfparser.c`).
 const DEPTH: usize = 10;
 
-/// What was found, and in which file.
+/// What was found, and in which file. Shown: both, and the sentence.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Finding {
     /// The file.
     pub file: PathBuf,
     /// What.
     pub problem: Problem,
+}
+
+impl fmt::Display for Finding {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}, {}", self.file.display(), self.problem)
+    }
 }
 
 /// A configuration with all that it includes, as one text.
@@ -61,9 +69,26 @@ impl Whole {
 ///
 /// [`Error::Unwritten`]: the file cannot be read. One that is included and cannot be is a finding of [`check`].
 pub fn whole(config: &Path) -> Result<Ini, Error> {
+    Ok(whole_with_places(config)?.0)
+}
+
+/// The same, and where its lines come from.
+pub(crate) fn whole_with_places(config: &Path) -> Result<(Ini, Places), Error> {
     let mut whole = Whole::default();
     whole.append(config, 0)?;
-    Ok(Ini::new(whole.text))
+    Ok((Ini::new(whole.text), Places(whole.from)))
+}
+
+/// File and line of each line of a whole configuration.
+#[derive(Debug)]
+pub(crate) struct Places(Vec<(PathBuf, usize)>);
+
+impl Places {
+    /// A problem of the whole, where it stands.
+    pub(crate) fn finding(&self, problem: Problem, config: &Path) -> Finding {
+        let (file, line) = self.0.get(problem.line - 1).cloned().unwrap_or((config.to_owned(), problem.line));
+        Finding { file, problem: Problem { line, ..problem } }
+    }
 }
 
 /// What this version would refuse or misread in a configuration, the files it includes, and its user list; and the files and
@@ -76,9 +101,9 @@ pub fn check(config: &Path, userlist: Option<&Path>, version: Version) -> Result
     let mut whole = Whole::default();
     whole.append(config, 0)?;
     let Whole { text, from, mut findings } = whole;
-    let ini = Ini::new(text);
+    let (ini, places) = (Ini::new(text), Places(from));
     let mut found = ini.problems(version);
-    found.extend(references::problems(&ini));
+    found.extend(references::missing(&ini, &Eyes::OURS).into_iter().map(|missing| missing.problem));
     let named = ini.parameter("auth_file").filter(|file| !file.is_empty());
     let list = match (userlist, &named) {
         (Some(given), _) => std::fs::read(given)
@@ -95,10 +120,7 @@ pub fn check(config: &Path, userlist: Option<&Path>, version: Version) -> Result
         (None, None) => None,
     };
     found.sort_by_key(|problem| problem.line);
-    findings.extend(found.into_iter().map(|problem| {
-        let (file, line) = from.get(problem.line - 1).cloned().unwrap_or((config.to_owned(), problem.line));
-        Finding { file, problem: Problem { line, ..problem } }
-    }));
+    findings.extend(found.into_iter().map(|problem| places.finding(problem, config)));
     if let Some((file, bytes)) = list {
         let problems = Userlist::new(bytes).problems();
         findings.extend(problems.into_iter().map(|problem| Finding { file: file.clone(), problem }));

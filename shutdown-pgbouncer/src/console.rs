@@ -179,6 +179,11 @@ impl Console {
         Ok(Self { client: Some(client), connection, address: address.clone() })
     }
 
+    /// Another connection to the same place.
+    pub(crate) async fn again(&self) -> Result<Self, Error> {
+        Self::open(&self.address).await
+    }
+
     /// Sends one command and waits for its answer, without a limit.
     ///
     /// # Errors

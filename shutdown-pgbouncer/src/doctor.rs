@@ -5,7 +5,8 @@ use std::path::Path;
 
 use crate::console::Console;
 use crate::pgbouncer::not_found;
-use crate::{Error, Ini, PgBouncer, Userlist, Version, references};
+use crate::references::{self, Eyes};
+use crate::{Error, Ini, PgBouncer, Userlist, Version};
 
 /// Something that will go wrong, or has: one sentence that names it and the fix.
 pub type Diagnosis = String;
@@ -53,7 +54,8 @@ pub async fn diagnose(pgbouncer: &PgBouncer) -> Result<Vec<Diagnosis>, Error> {
         Err(error) => found.push(format!("{error}; reloads cannot be verified, and nothing can be drained")),
     }
     settings(&ini, version.unwrap_or(Version::OLDEST), &mut found);
-    found.extend(references::problems(&ini).into_iter().map(|problem| problem.what));
+    let missing = references::missing(&ini, &Eyes::OURS).into_iter();
+    found.extend(missing.map(|missing| missing.problem.what));
     match pgbouncer.process(&ini) {
         None => found.push(
             "there is no pidfile: edits do not reload by themselves, and `stop` has nobody to end".to_owned(),
@@ -72,7 +74,8 @@ pub async fn diagnose(pgbouncer: &PgBouncer) -> Result<Vec<Diagnosis>, Error> {
 
 fn settings(ini: &Ini, version: Version, found: &mut Vec<Diagnosis>) {
     let value = |key: &str| ini.parameter(key).unwrap_or_default();
-    let pools_transactions = value("pool_mode") == "transaction" || value("pool_mode") == "statement";
+    let word = |key: &str| value(key).to_ascii_lowercase();
+    let pools_transactions = ["transaction", "statement"].contains(&word("pool_mode").as_str());
     if !value("ignore_startup_parameters").split(',').any(|name| name.trim() == "extra_float_digits") {
         found.push(
             "ignore_startup_parameters does not have extra_float_digits: sqlx, JDBC and the exporter are refused".to_owned(),
@@ -91,13 +94,13 @@ fn settings(ini: &Ini, version: Version, found: &mut Vec<Diagnosis>) {
     let is_open = ["*", "0.0.0.0", "::"]
         .iter()
         .any(|all| value("listen_addr").split(',').any(|address| address.trim() == *all));
-    if is_open && ["any", "trust"].contains(&value("auth_type").as_str()) {
+    if is_open && ["any", "trust"].contains(&word("auth_type").as_str()) {
         found.push(format!(
             "auth_type = {} on every address lets everybody in: set scram-sha-256",
             value("auth_type")
         ));
     }
-    if value("auth_type") == "md5" || value("auth_type").is_empty() {
+    if ["md5", ""].contains(&word("auth_type").as_str()) {
         found.push("auth_type is md5: set scram-sha-256 once the user list has verifiers".to_owned());
     }
 }

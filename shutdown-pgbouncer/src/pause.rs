@@ -88,6 +88,10 @@ impl Paused {
             answer = timeout_at(deadline, pausing) => match answer {
                 Ok(Ok(_)) => return Ok((paused, console)),
                 // All is paused already, by somebody else: theirs to undo.
+                Ok(Err(Failure::Refused(error))) if database.is_none() && error.to_string().contains("already") => {
+                    paused.keep();
+                    return Err(Error::Refused(format!("{error}: resume it first")));
+                }
                 Ok(Err(failure)) => return Err(paused.give_up(failure, database.is_none()).await),
                 Err(_) => format!("{what} still had an open transaction at the deadline"),
             },

@@ -9,7 +9,8 @@ use tokio_util::sync::CancellationToken;
 
 use crate::console::{Console, ConsoleAddress};
 use crate::pause::Paused;
-use crate::reload::{Expected, Reloaded, is_served, reload};
+use crate::references::Eyes;
+use crate::reload::{Expected, Reloaded, reload};
 use crate::store::{self, Backup, Locked};
 use crate::{Connection, DatabaseName, Error, Ini, Secret, UserName, Userlist, Version, whole};
 
@@ -134,15 +135,23 @@ impl PgBouncer {
     ///
     /// # Errors
     ///
-    /// [`Error::Input`]: it has none; [`Error::Unwritten`]: the configuration cannot be read.
+    /// [`Error::Input`]: it has none, or one that depends on where PgBouncer was started and is not there from here;
+    /// [`Error::Unwritten`]: the configuration cannot be read.
     pub fn userlist_path(&self) -> Result<PathBuf, Error> {
         if let Some(userlist) = &self.userlist {
             return Ok(userlist.clone());
         }
         let file = self.ini()?.parameter("auth_file").filter(|file| !file.is_empty());
-        file.map(PathBuf::from).ok_or_else(|| {
-            Error::Input(format!("{} has no auth_file: set it, or name the user list", self.config.display()))
-        })
+        let config = self.config.display();
+        match file.map(PathBuf::from) {
+            Some(file) if file.is_absolute() || file.exists() => Ok(file),
+            Some(file) => Err(Error::Input(format!(
+                "auth_file = {} in {config} is relative to where PgBouncer was started: name it by its whole path, or the user list \
+                 by --userlist",
+                file.display()
+            ))),
+            None => Err(Error::Input(format!("{config} has no auth_file: set it, or name the user list"))),
+        }
     }
 
     /// Where its admin console is.
@@ -167,7 +176,7 @@ impl PgBouncer {
     /// Dropped, the file is the old one or the new one; PgBouncer may not have been told. This holds for every edit here.
     pub async fn add_database(&self, name: &DatabaseName, connection: &Connection) -> Result<Done, Error> {
         let (name, connection) = (name.clone(), connection.clone());
-        let editing = self.edit_ini(|ini, notes| {
+        let editing = self.edit_ini(Some(name.clone()), |ini, notes| {
             if let Some(there) = find(ini, name.as_str()) {
                 if there.as_ref().ok() != Some(&connection) {
                     notes.push(format!("{name} has other settings than these: change them with `db set`"));
@@ -189,7 +198,7 @@ impl PgBouncer {
     ///
     /// As [`add_database`](Self::add_database).
     pub async fn put_database(&self, name: &DatabaseName, connection: &Connection) -> Result<Done, Error> {
-        let editing = self.edit_ini(|ini, _| ini.set_database(name, connection)).await?;
+        let editing = self.edit_ini(Some(name.clone()), |ini, _| ini.set_database(name, connection)).await?;
         editing.finish(Expected::database(name)).await
     }
 
@@ -207,7 +216,7 @@ impl PgBouncer {
         name: &DatabaseName,
         settings: &[(String, String)],
     ) -> Result<Done, Error> {
-        let editing = self.edit_ini(|ini, _| {
+        let editing = self.edit_ini(Some(name.clone()), |ini, _| {
             let Some(there) = find(ini, name.as_str()) else {
                 return Err(format!("there is no database {name}: add it first"));
             };
@@ -230,7 +239,7 @@ impl PgBouncer {
     ///
     /// As [`add_database`](Self::add_database); a database that was paused goes on.
     pub async fn remove_database(&self, name: &DatabaseName, removal: Removal) -> Result<Done, Error> {
-        let editing = self.edit_ini(|ini, notes| {
+        let editing = self.edit_ini(Some(name.clone()), |ini, notes| {
             if !ini.remove_database(name.as_str()) {
                 notes.push(format!("{name} is not in {}", self.config.display()));
             }
@@ -263,25 +272,29 @@ impl PgBouncer {
         };
         let paused = Paused::until(&address, Some(name), true, until, &self.cancelled).await?;
         let done = editing.finish(expected).await;
-        let error = match done {
-            Ok(done) if done.reloaded == Reloaded::Verified => {
-                // It is gone, and with it what it was.
-                paused.keep();
-                return Ok(done);
-            }
-            // Nobody has seen that it is gone.
-            Ok(done) => {
-                let _ = paused.resume().await;
-                return Ok(done);
-            }
-            Err(error) => error,
+        let is_gone = match &done {
+            Ok(done) => done.reloaded == Reloaded::Verified && !has(&address, name).await.unwrap_or(true),
+            Err(_) => false,
         };
-        match paused.resume().await {
-            Ok(()) => Err(error),
-            Err(still) => {
+        if is_gone {
+            // And with it what it was.
+            paused.keep();
+            return done;
+        }
+        // With `*` it is there again, or still, for whoever asks; or nobody has looked.
+        match (done, paused.resume().await) {
+            (Err(error), Err(still)) => {
                 let held = format!("; {name} may still be paused: {still}");
                 Err(Error::Unverified(format!("{}{held}", shutdown_core::sentence(&error))))
             }
+            (Ok(_), Err(still)) => Err(Error::Unverified(format!(
+                "{name} is taken out of the file, but may still be served, and paused: {still}"
+            ))),
+            (Ok(mut done), Ok(())) if done.reloaded == Reloaded::Verified => {
+                done.notes.push(format!("PgBouncer still serves {name}, by the entry `*`"));
+                Ok(done)
+            }
+            (done, _) => done,
         }
     }
 
@@ -300,7 +313,7 @@ impl PgBouncer {
                 "conffile is which file PgBouncer reads: that is no edit of this one".to_owned(),
             ));
         }
-        let editing = self.edit_ini(|ini, _| ini.set_parameter(key, value)).await?;
+        let editing = self.edit_ini(None, |ini, _| ini.set_parameter(key, value)).await?;
         editing.finish(Expected::parameter(key, value)).await
     }
 
@@ -390,9 +403,13 @@ impl PgBouncer {
     ///
     /// # Errors
     ///
-    /// [`Error::Locked`], [`Error::Unwritten`].
-    pub fn back_up(&self, file: &Path) -> Result<PathBuf, Error> {
-        Locked::take(file, self.patience)?.back_up()
+    /// [`Error::Locked`], [`Error::Unwritten`]; [`Error::Refused`] if it was cancelled before.
+    ///
+    /// # Cancel safety
+    ///
+    /// Cancel safe: dropped while it waits for the lock, nothing is made.
+    pub async fn back_up(&self, file: &Path) -> Result<PathBuf, Error> {
+        self.locked(file, Locked::take).await?.back_up()
     }
 
     /// The backups of a file, the newest first.
@@ -408,14 +425,18 @@ impl PgBouncer {
     ///
     /// # Errors
     ///
-    /// [`Error::Locked`], [`Error::Unwritten`].
-    pub fn prune(
+    /// [`Error::Locked`], [`Error::Unwritten`]; [`Error::Refused`] if it was cancelled before.
+    ///
+    /// # Cancel safety
+    ///
+    /// Cancel safe: dropped while it waits for the lock, nothing is removed.
+    pub async fn prune(
         &self,
         file: &Path,
         max_age: Option<Duration>,
         keep: Option<usize>,
     ) -> Result<Vec<Backup>, Error> {
-        let _locked = Locked::take(file, self.patience)?;
+        let _locked = self.locked(file, Locked::take).await?;
         let now = SystemTime::now();
         let is_old = |backup: &Backup| {
             max_age.is_some_and(|max_age| now.duration_since(backup.made).unwrap_or_default() > max_age)
@@ -447,7 +468,7 @@ impl PgBouncer {
         };
         let bytes = std::fs::read(backup).map_err(|source| Error::unwritten(backup, "read", source))?;
         if of(&self.config) {
-            let editing = self.edit_ini(|ini, _| {
+            let editing = self.edit_ini(None, |ini, _| {
                 *ini = Ini::new(bytes);
                 Ok(())
             });
@@ -468,7 +489,8 @@ impl PgBouncer {
     ///
     /// # Errors
     ///
-    /// [`Error::Input`]: the configuration has no `pidfile`.
+    /// [`Error::Input`]: the configuration has no `pidfile`. [`Error::Refused`]: it runs without it; or it was cancelled, and is sent
+    /// nothing more.
     ///
     /// # Cancel safety
     ///
@@ -481,7 +503,34 @@ impl PgBouncer {
                 self.config.display()
             )));
         };
-        Ok(process.ladder(ladder).end().await)
+        let ending = tokio::select! {
+            biased;
+            () = self.cancelled.cancelled() => {
+                let what = "interrupted: PgBouncer is sent nothing more; a signal that it has had stands, and it ends by that";
+                return Err(Error::Refused(what.to_owned()));
+            }
+            ending = process.ladder(ladder).end() => ending,
+        };
+        if let Ending::NotRunning(why) = &ending {
+            let address = self.console(&ini);
+            if self.is_at(&address).await == Some(true) {
+                return Err(Error::Refused(format!(
+                    "{why}, but PgBouncer runs: it answers at {address}; end it by `drain`"
+                )));
+            }
+        }
+        Ok(ending)
+    }
+
+    /// Whether the console there is that of a PgBouncer with this very configuration, and not of another one; nothing if there is one,
+    /// and it says its file is where we see none, as in another container.
+    async fn is_at(&self, address: &ConsoleAddress) -> Option<bool> {
+        let Ok(console) = Console::open(address).await else { return Some(false) };
+        let rows = console.tell("SHOW CONFIG").await;
+        console.close().await;
+        let is_conffile = |row: &crate::Row| row.get("key").is_some_and(|key| key == "conffile");
+        let theirs = rows.ok().and_then(|rows| rows.into_iter().find(is_conffile)?.remove("value"))?;
+        Eyes::OURS.is_same(&theirs, &self.config)
     }
 
     /// Whom an edit is to be seen by: the console, if it is to be followed by a reload; none if nobody is to be told.
@@ -491,10 +540,10 @@ impl PgBouncer {
             (Reload::IfRunning, Some(process)) => process.find().await,
             (Reload::Always, _) => Ok(0),
         };
-        if let Err(Ending::NotRunning(_)) = found {
-            return Ok(None);
-        }
         let address = self.console(ini);
+        if let Err(Ending::NotRunning(_)) = found {
+            return Ok((self.is_at(&address).await == Some(true)).then_some(address));
+        }
         match (Console::open(&address).await, found) {
             (Ok(console), _) => {
                 console.close().await;
@@ -531,8 +580,10 @@ impl PgBouncer {
         }
     }
 
+    /// `of`: the database that it is about.
     async fn edit_ini(
         &self,
+        of: Option<DatabaseName>,
         change: impl FnOnce(&mut Ini, &mut Vec<String>) -> Result<(), String>,
     ) -> Result<Editing<'_>, Error> {
         let locked = self.locked(&self.config, Locked::take).await?;
@@ -541,6 +592,15 @@ impl PgBouncer {
         let mut ini = Ini::new(old.clone());
         let name = self.config.display();
         let mut notes = Vec::new();
+        if let Some(of) = of {
+            let count = |ini: &Ini| ini.databases().iter().filter(|entry| entry.name == of.as_str()).count();
+            if count(&before) > count(&ini) {
+                let name = self.config.display();
+                return Err(Error::Input(format!(
+                    "{of} has an entry in a file that {name} includes: change or remove it there"
+                )));
+            }
+        }
         let broken = |ini: &Ini, when: &str| match fatal(ini) {
             Some(problem) => Err(Error::Input(format!("{name}, {problem}; {when}, and nothing is changed"))),
             _ => Ok(()),
@@ -596,7 +656,7 @@ struct Editing<'a> {
 impl Editing<'_> {
     /// The rest of the story: backup, write, reload, verify; and back, if PgBouncer does not run by it.
     async fn finish(self, expected: Expected) -> Result<Done, Error> {
-        let Self { of, file, locked, before, old, new, mut notes } = self;
+        let Self { of, file, mut locked, before, old, new, mut notes } = self;
         let changed = old != new;
         let mut backup = None;
         if changed {
@@ -622,24 +682,18 @@ impl Editing<'_> {
             (Reload::IfRunning, None) => Err(format!("{} has no pidfile", of.config.display())),
             (Reload::IfRunning, Some(process)) => match process.find().await {
                 Ok(_) => Ok(()),
-                Err(why @ Ending::NotRunning(_)) => Err(not_found(&why)),
-                // It may run all the same, as process 1 of a container does.
-                Err(why) => match Console::open(&consoles[0]).await {
-                    Ok(console) => {
-                        console.close().await;
-                        Ok(())
-                    }
-                    Err(_) => Err(not_found(&why)),
+                Err(why) => match (of.is_at(&consoles[0]).await, &why) {
+                    // It may run all the same: without its PID file; or as process 1 of a container.
+                    (Some(true), _) | (None, Ending::Refused(_)) => Ok(()),
+                    _ => Err(not_found(&why)),
                 },
             },
         };
         if !changed {
             // It was in the file, which says nothing of PgBouncer.
             let reloaded = match told {
-                Ok(()) if of.reload == Reload::Always || !is_served(&consoles, &after, &expected).await => {
-                    of.tell(&consoles, process.as_ref(), &expected, &mut notes).await?
-                }
-                _ => Reloaded::NotAsked("nothing was changed".to_owned()),
+                Ok(()) => of.tell(&consoles, process.as_ref(), &expected, &mut notes).await?,
+                Err(_) => Reloaded::NotAsked("nothing was changed".to_owned()),
             };
             return Ok(Done { changed, file, backup, reloaded, notes });
         }
@@ -651,6 +705,12 @@ impl Editing<'_> {
         match reloaded {
             Ok(reloaded) => Ok(Done { changed, file, backup, reloaded, notes }),
             Err(Error::Unverified(why)) => {
+                // A script that knows no lock, or another one because the lock file was removed.
+                if locked.read().ok().as_ref() != Some(&new) {
+                    return Err(Error::Unverified(format!(
+                        "{why}; and {name} is not rolled back: somebody else has changed it meanwhile"
+                    )));
+                }
                 if let Err(error) = locked.write(&old) {
                     let error = shutdown_core::sentence(&error);
                     let kept = backup.map(|backup| backup.display().to_string()).unwrap_or_default();

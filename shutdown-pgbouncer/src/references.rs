@@ -1,76 +1,205 @@
-//! What the values of a configuration refer to: files and directories, looked for on this machine.
+//! What the values of a configuration refer to: files and directories, looked for as this process sees them, or as a PgBouncer
+//! that runs does.
 //!
 //! What comes of one that is missing was measured on 1.18, 1.24 and 1.26, which agree. Paths that are not absolute are not looked for:
-//! they depend on where PgBouncer is started. Nor are users, groups, addresses, and what servers are asked for.
+//! they depend on where PgBouncer was started. Nor are users, groups, addresses, and what servers are asked for.
 
+use std::fs::File;
 use std::path::Path;
+
+use rustix::fs::{FileType, Mode, OFlags, ResolveFlags, Stat, fstat, getxattr, openat2, stat};
+use rustix::io::Errno;
 
 use crate::{Ini, Problem};
 
 /// The consequence of a directory or file that is missing, for who starts.
 const NO_START: &str = "PgBouncer does not start with that";
+const NO_START_NOR_RELOAD: &str =
+    "PgBouncer does not start with that, and one that runs ends at its next reload";
+const NO_LOGIN: &str = "nobody can log in";
 
-/// What is missing on this machine, but for the user list.
-pub(crate) fn problems(ini: &Ini) -> Vec<Problem> {
-    let value = |key: &str| ini.parameter(key).unwrap_or_default();
-    let mut problems: Vec<_> = logfile(ini).into_iter().collect();
-    let mut look = |key: &str, missing: Option<String>, then: &str| {
-        problems.extend(missing.map(|what| problem(ini, key, &what, then)));
-    };
-    look("pidfile", no_place_for_a_file(&value("pidfile")), NO_START);
-    // A name that begins with `@` is in no directory, and not absolute.
-    look(
-        "unix_socket_dir",
-        no_directory(Path::new(&value("unix_socket_dir"))),
-        "PgBouncer cannot listen there",
-    );
-    if value("auth_type") == "hba" {
-        look("auth_hba_file", no_file(&value("auth_hba_file")), "nobody can log in");
+const READ: u32 = 4;
+const WRITE: u32 = 2;
+const SEARCH: u32 = 1;
+
+/// Who looks for files.
+#[derive(Debug)]
+pub(crate) struct Eyes {
+    /// Whose root it is, if it is another's.
+    root: Option<File>,
+    /// With whose rights: user and groups. None: nobody asks for those.
+    rights: Option<(u32, Vec<u32>)>,
+}
+
+impl Eyes {
+    /// This process's. What it may do says nothing of what PgBouncer may.
+    pub(crate) const OURS: Self = Self { root: None, rights: None };
+
+    /// A process's, in whatever container; nothing if this one may not look through them.
+    pub(crate) fn of(pid: u32) -> Option<Self> {
+        let status = std::fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
+        let numbers = |key: &str| -> Option<Vec<u32>> {
+            let line = status.lines().find_map(|line| line.strip_prefix(key))?;
+            line.split_ascii_whitespace().map(|number| number.parse().ok()).collect()
+        };
+        // Real, effective, saved, and the one for files (proc_pid_status(5)).
+        let (user, group) = (*numbers("Uid:")?.get(3)?, *numbers("Gid:")?.get(3)?);
+        let groups = numbers("Groups:")?.into_iter().chain([group]).collect();
+        let root = File::open(format!("/proc/{pid}/root")).ok()?;
+        Some(Self { root: Some(root), rights: Some((user, groups)) })
     }
-    if !["", "disable"].contains(&value("client_tls_sslmode").as_str()) {
-        for key in ["client_tls_key_file", "client_tls_cert_file"] {
+
+    /// Whether two names are those of one file; nothing if one is not seen.
+    pub(crate) fn is_same(&self, theirs: &str, ours: &Path) -> Option<bool> {
+        let (theirs, ours) = (self.look(Path::new(theirs)).ok()?, stat(ours).ok()?);
+        Some((theirs.st_dev, theirs.st_ino) == (ours.st_dev, ours.st_ino))
+    }
+
+    /// Whether the file may be read: yes, unless it is seen that it may not.
+    pub(crate) fn may_read(&self, file: &str) -> bool {
+        self.look(Path::new(file)).is_ok_and(|found| self.may(Path::new(file), &found, READ))
+    }
+
+    fn look(&self, path: &Path) -> Result<Stat, Errno> {
+        if !path.is_absolute() {
+            return Err(Errno::INVAL);
+        }
+        let Some(root) = &self.root else { return stat(path) };
+        fstat(self.open(root, path)?)
+    }
+
+    fn open(&self, root: &File, path: &Path) -> Result<rustix::fd::OwnedFd, Errno> {
+        let flags = OFlags::PATH | OFlags::CLOEXEC;
+        openat2(root, path, flags, Mode::empty(), ResolveFlags::IN_ROOT)
+    }
+
+    /// Whether these rights are there. With an access control list, nobody but the system knows.
+    fn may(&self, path: &Path, found: &Stat, wanted: u32) -> bool {
+        let Some((user, groups)) = &self.rights else { return true };
+        let shift = if *user == found.st_uid {
+            6
+        } else if groups.contains(&found.st_gid) {
+            3
+        } else {
+            0
+        };
+        *user == 0 || (found.st_mode >> shift) & wanted == wanted || self.has_list(path)
+    }
+
+    fn has_list(&self, path: &Path) -> bool {
+        use std::os::fd::AsRawFd;
+
+        let Some(Ok(file)) = self.root.as_ref().map(|root| self.open(root, path)) else { return false };
+        let name = format!("/proc/self/fd/{}", file.as_raw_fd());
+        getxattr(name, "system.posix_acl_access", &mut [] as &mut [u8]).is_ok_and(|length| length > 0)
+    }
+
+    fn no_directory(&self, directory: &Path) -> Option<String> {
+        match self.look(directory) {
+            Ok(found) if is(&found, FileType::Directory) => None,
+            Ok(_) | Err(Errno::NOENT | Errno::NOTDIR) => {
+                Some(format!("{} is no directory on this machine", directory.display()))
+            }
+            Err(_) => None,
+        }
+    }
+
+    fn no_file(&self, file: &str) -> Option<String> {
+        match self.look(Path::new(file)) {
+            Ok(found) if !is(&found, FileType::Directory) => None,
+            Ok(_) | Err(Errno::NOENT | Errno::NOTDIR) => Some(format!("{file} is no file on this machine")),
+            Err(_) => None,
+        }
+    }
+
+    /// Why a file cannot be opened for writing there, or made.
+    fn no_place_for_a_file(&self, file: &str) -> Option<String> {
+        let (file, name) = (Path::new(file), file);
+        match self.look(file) {
+            Ok(found) if is(&found, FileType::Directory) => Some(format!("{name} is a directory")),
+            Ok(found) => {
+                (!self.may(file, &found, WRITE)).then(|| format!("PgBouncer's user may not write {name}"))
+            }
+            Err(Errno::NOENT | Errno::NOTDIR) => {
+                let directory = file.parent()?;
+                let may_not_make = || {
+                    let found = self.look(directory).ok()?;
+                    (!self.may(directory, &found, WRITE | SEARCH))
+                        .then(|| format!("PgBouncer's user may make no file in {}", directory.display()))
+                };
+                self.no_directory(directory).or_else(may_not_make)
+            }
+            Err(_) => None,
+        }
+    }
+}
+
+/// Something that is named and is not there.
+pub(crate) struct Missing {
+    key: &'static str,
+    pub(crate) problem: Problem,
+}
+
+impl Missing {
+    /// Whether it comes of a setting that is given this key.
+    pub(crate) fn is_of(&self, key: &str) -> bool {
+        let family = |key: &str| match key {
+            "auth_type" => "auth_hba_file".to_owned(),
+            key if key.starts_with("client_tls_") => "client_tls_".to_owned(),
+            key => key.to_owned(),
+        };
+        family(self.key) == family(key)
+    }
+}
+
+/// All that is missing, but for the user list.
+pub(crate) fn missing(ini: &Ini, eyes: &Eyes) -> Vec<Missing> {
+    let value = |key: &str| ini.parameter(key).unwrap_or_default();
+    let word = |key: &str| value(key).to_ascii_lowercase();
+    let mut missing: Vec<_> = logfile(ini, eyes).into_iter().collect();
+    let mut look = |key: &'static str, found: Option<String>, then: &str| {
+        missing.extend(found.map(|what| of(ini, key, &what, then)));
+    };
+    look("pidfile", eyes.no_place_for_a_file(&value("pidfile")), NO_START);
+    // A name that begins with `@` is in no directory, and not absolute.
+    let socket_dir = value("unix_socket_dir");
+    look("unix_socket_dir", eyes.no_directory(Path::new(&socket_dir)), "PgBouncer cannot listen there");
+    if word("auth_type") == "hba" {
+        look("auth_hba_file", eyes.no_file(&value("auth_hba_file")), NO_LOGIN);
+    }
+    let mode = word("client_tls_sslmode");
+    if !["", "disable"].contains(&mode.as_str()) {
+        let verifies = mode.starts_with("verify-");
+        for (key, needed) in
+            [("client_tls_key_file", true), ("client_tls_cert_file", true), ("client_tls_ca_file", verifies)]
+        {
             match value(key) {
-                file if file.is_empty() => {
-                    look("client_tls_sslmode", Some(format!("it needs {key}, which is not set")), NO_START);
+                file if !file.is_empty() => look(key, eyes.no_file(&file), NO_START),
+                _ if needed => {
+                    look(
+                        "client_tls_sslmode",
+                        Some(format!("{mode} needs {key}, which is not set")),
+                        NO_START,
+                    );
                 }
-                file => look(key, no_file(&file), NO_START),
+                _ => {}
             }
         }
     }
-    problems
+    missing
 }
 
-/// Why a PgBouncer that runs would end when it reads this and has not yet: it opens its log anew at each reload.
-pub(crate) fn logfile(ini: &Ini) -> Option<Problem> {
-    let missing = no_place_for_a_file(&ini.parameter("logfile")?)?;
-    Some(problem(
-        ini,
-        "logfile",
-        &missing,
-        "PgBouncer does not start with that, and one that runs ends at its next reload",
-    ))
+/// Why a PgBouncer that runs would end when it reads this: it opens its log anew at each reload.
+pub(crate) fn logfile(ini: &Ini, eyes: &Eyes) -> Option<Missing> {
+    let found = eyes.no_place_for_a_file(&ini.parameter("logfile")?)?;
+    Some(of(ini, "logfile", &found, NO_START_NOR_RELOAD))
 }
 
-fn problem(ini: &Ini, key: &str, what: &str, then: &str) -> Problem {
+fn of(ini: &Ini, key: &'static str, what: &str, then: &str) -> Missing {
     let line = ini.parameter_line(key).unwrap_or(1);
-    Problem::misread(line, format!("{key}: {what}; {then}"))
+    Missing { key, problem: Problem::misread(line, format!("{key}: {what}; {then}")) }
 }
 
-fn no_place_for_a_file(file: &str) -> Option<String> {
-    let file = Path::new(file);
-    if file.is_absolute() && file.is_dir() {
-        return Some(format!("{} is a directory", file.display()));
-    }
-    no_directory(file.parent()?)
-}
-
-fn no_directory(directory: &Path) -> Option<String> {
-    let is_missing = directory.is_absolute() && !directory.is_dir();
-    is_missing.then(|| format!("{} is no directory on this machine", directory.display()))
-}
-
-fn no_file(file: &str) -> Option<String> {
-    let path = Path::new(file);
-    let is_missing = path.is_absolute() && !path.is_file();
-    is_missing.then(|| format!("{file} is no file on this machine"))
+fn is(found: &Stat, kind: FileType) -> bool {
+    FileType::from_raw_mode(found.st_mode) == kind
 }

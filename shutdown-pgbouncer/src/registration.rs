@@ -56,11 +56,7 @@ impl Registration {
         // Before anything is written: an entry that nobody serves is of no use.
         Console::open(&address).await?.close().await;
         let pgbouncer = pgbouncer.reload_after(Reload::Always);
-        let done = pgbouncer.put_database(&name, connection).await?;
-        if !done.changed {
-            // It was in the file, which says nothing of PgBouncer.
-            pgbouncer.reload().await?;
-        }
+        pgbouncer.put_database(&name, connection).await?;
         go_on(&address, &name).await?;
         // Not the console's, which may be another way in.
         let client_side = ConsoleAddress::of(&ini).client_side();

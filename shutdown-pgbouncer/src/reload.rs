@@ -4,13 +4,15 @@
 //! So what PgBouncer says that it has is compared with what the file says.
 
 use std::collections::BTreeMap;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use shutdown_core::companions::{Companion, StopSignal};
 
+use crate::check::whole_with_places;
 use crate::console::{Console, ConsoleAddress, Row};
 use crate::pgbouncer::not_found;
-use crate::{Connection, DatabaseName, Error, Finding, Ini, UserName, check, references, whole};
+use crate::references::{self, Eyes, Missing};
+use crate::{Connection, DatabaseName, Error, Ini, UserName, check};
 
 /// What PgBouncer says to who got in and is none of `admin_users`.
 const NO_ADMIN: &str = "admin access needed";
@@ -70,14 +72,6 @@ impl Expected {
     }
 }
 
-/// Whether PgBouncer's databases are as expected, without a reload.
-pub(crate) async fn is_served(addresses: &[ConsoleAddress], ini: &Ini, expected: &Expected) -> bool {
-    let Ok(console) = open(addresses).await else { return false };
-    let rows = console.tell("SHOW DATABASES").await;
-    console.close().await;
-    rows.is_ok_and(|rows| databases(ini, &rows, expected, &mut Vec::new()).is_ok())
-}
-
 /// Tells PgBouncer to reload: through its console, and looks; else by SIGHUP.
 pub(crate) async fn reload(
     config: &Path,
@@ -87,9 +81,15 @@ pub(crate) async fn reload(
     expected: &Expected,
     notes: &mut Vec<String>,
 ) -> Result<Reloaded, Error> {
+    let pid = match process {
+        Some(process) => process.find().await.ok(),
+        None => None,
+    };
+    let eyes = pid.and_then(Eyes::of);
+    let files = Files { config, userlist, eyes: eyes.as_ref() };
     let unseen = match open(addresses).await {
         Ok(console) => {
-            let verified = reload_and_look(&console, config, userlist, expected, notes).await;
+            let verified = reload_and_look(&console, &files, expected, notes).await;
             console.close().await;
             match verified {
                 Err(Error::Unreachable(said)) if said.ends_with(NO_ADMIN) => Error::Unreachable(said),
@@ -99,8 +99,13 @@ pub(crate) async fn reload(
         Err(unseen) => unseen,
     };
     let Some(process) = process else { return Err(unseen) };
-    if let Some(deadly) = deadly(config, &whole(config)?) {
-        return Err(deadly);
+    let (ini, places) = whole_with_places(config)?;
+    if let Some(missing) = files.objection(&ini, expected, false) {
+        return Err(Error::Unverified(places.finding(missing.problem, config).to_string()));
+    }
+    let named = ini.parameter("auth_file").filter(|_| expected.user.is_some());
+    if let Some(unread) = named.and_then(|named| files.unread(&named, &ini)) {
+        return Err(unread);
     }
     match process.signal(StopSignal::Hup).await {
         Ok(pid) => Ok(Reloaded::Signalled { pid, unseen: unseen.to_string() }),
@@ -108,10 +113,39 @@ pub(crate) async fn reload(
     }
 }
 
-/// What PgBouncer would take, and end by.
-fn deadly(config: &Path, ini: &Ini) -> Option<Error> {
-    let problem = references::logfile(ini)?;
-    Some(Error::Unverified(format!("{}, {problem}", config.display())))
+/// What a reload reads, and how PgBouncer sees it, if that is known.
+struct Files<'a> {
+    config: &'a Path,
+    userlist: Option<&'a Path>,
+    eyes: Option<&'a Eyes>,
+}
+
+impl Files<'_> {
+    fn eyes(&self) -> &Eyes {
+        self.eyes.unwrap_or(&Eyes::OURS)
+    }
+
+    /// What PgBouncer would take, and end by, at once or at its next start. `has_log`: it has the same log open already, where it
+    /// sees it and perhaps not where we do.
+    fn objection(&self, ini: &Ini, expected: &Expected, has_log: bool) -> Option<Missing> {
+        let log = references::logfile(ini, self.eyes()).filter(|_| self.eyes.is_some() || !has_log);
+        log.or_else(|| {
+            let (key, _) = expected.parameter.as_ref()?;
+            references::missing(ini, self.eyes()).into_iter().find(|missing| missing.is_of(key))
+        })
+    }
+
+    /// Why PgBouncer does not read the user list that was edited, if its auth_file is `theirs`.
+    fn unread(&self, theirs: &str, ini: &Ini) -> Option<Error> {
+        let named = ini.parameter("auth_file").map(PathBuf::from);
+        let edited = self.userlist.map(Path::to_owned).or(named)?;
+        let why = match self.eyes().is_same(theirs, &edited)? {
+            false => format!("PgBouncer's auth_file is {theirs}, not {}", edited.display()),
+            true if self.eyes().may_read(theirs) => return None,
+            true => format!("PgBouncer's user may not read {theirs}: give it the file"),
+        };
+        Some(Error::Unverified(why))
+    }
 }
 
 /// Opens the first console that can be: an edit may have changed where it will be.
@@ -128,25 +162,22 @@ async fn open(addresses: &[ConsoleAddress]) -> Result<Console, Error> {
 
 async fn reload_and_look(
     console: &Console,
-    config: &Path,
-    userlist: Option<&Path>,
+    files: &Files<'_>,
     expected: &Expected,
     notes: &mut Vec<String>,
 ) -> Result<(), Error> {
     let refused = |error: Error| Error::Unverified(format!("PgBouncer refused the reload: {error}"));
     let version = console.version().await?;
     // Before it is told: what it refuses it has applied by half. Before 1.25 it would not even say so.
-    let fatal = check(config, userlist, version)?.into_iter().find(|finding| finding.problem.fatal);
-    if let Some(Finding { file, problem }) = fatal {
-        let file = file.display();
-        return Err(Error::Unverified(format!("PgBouncer {version} refuses {file}, {problem}")));
+    let config = files.config;
+    let findings = check(config, files.userlist, version)?;
+    if let Some(fatal) = findings.into_iter().find(|finding| finding.problem.fatal) {
+        return Err(Error::Unverified(format!("PgBouncer {version} refuses {fatal}")));
     }
-    let ini = whole(config)?;
-    // A log that it has open already is where it sees it, and perhaps not where we do.
-    if let Some(deadly) = deadly(config, &ini)
-        && value_of(&parameter(console, "logfile").await?) != ini.parameter("logfile").as_deref()
-    {
-        return Err(deadly);
+    let (ini, places) = whole_with_places(config)?;
+    let has_log = value_of(&parameter(console, "logfile").await?) == ini.parameter("logfile").as_deref();
+    if let Some(missing) = files.objection(&ini, expected, has_log) {
+        return Err(Error::Unverified(places.finding(missing.problem, config).to_string()));
     }
     let before = match &expected.parameter {
         Some((key, _)) => parameter(console, key).await?,
@@ -156,7 +187,12 @@ async fn reload_and_look(
         Err(Error::Unreachable(said)) if said.ends_with(NO_ADMIN) => return Err(Error::Unreachable(said)),
         told => told.map_err(refused)?,
     };
-    let rows = console.tell("SHOW DATABASES").await?;
+    // The first line behind a reload, that of a login, opens the log anew; and ends it, if it cannot.
+    if let Ok(login) = console.again().await {
+        login.close().await;
+    }
+    let ended = |_| Error::Unverified("PgBouncer has ended by it, or does not answer any more".to_owned());
+    let rows = console.tell("SHOW DATABASES").await.map_err(ended)?;
     databases(&ini, &rows, expected, notes).map_err(Error::Unverified)?;
     if let Some((key, value)) = &expected.parameter {
         let after = parameter(console, key).await?;
@@ -174,11 +210,13 @@ async fn reload_and_look(
         }
     }
     if let Some(user) = &expected.user {
+        let row = parameter(console, "auth_file").await?;
+        if let Some(unread) = files.unread(value_of(&row).unwrap_or_default(), &ini) {
+            return Err(unread);
+        }
         let rows = console.tell("SHOW USERS").await?;
         if !rows.iter().any(|row| row.get("name") == Some(user)) {
-            return Err(Error::Unverified(format!(
-                "PgBouncer does not have user {user:?}: its auth_file may be another one"
-            )));
+            return Err(Error::Unverified(format!("PgBouncer does not have user {user:?}")));
         }
     }
     Ok(())

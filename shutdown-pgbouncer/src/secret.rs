@@ -9,6 +9,7 @@ use postgres_protocol::password;
 use rustix::rand::{GetRandomFlags, getrandom};
 use tokio::time::timeout;
 
+use crate::console::said;
 use crate::userlist::Secret;
 use crate::{Error, UserName};
 
@@ -73,6 +74,8 @@ pub fn alter_role(user: &UserName, secret: &Secret) -> String {
 
 /// How long the server may take to let us in, and then to run the statement.
 const PATIENCE: Duration = Duration::from_secs(10);
+/// And to hear that nobody waits any more.
+const LAST_WORD: Duration = Duration::from_secs(1);
 
 /// Runs a statement on a database server: a URL or `key=value` pairs, its password by `PGPASSWORD`. Without TLS: over a network that is not
 /// trusted print the statement, and run it with `psql`.
@@ -80,7 +83,7 @@ const PATIENCE: Duration = Duration::from_secs(10);
 /// # Errors
 ///
 /// [`Error::Input`]: that is no server, or has a password. [`Error::Unreachable`]: what the server said, without the statement, or
-/// that it took too long.
+/// that it took too long to let us in. [`Error::Unverified`]: it did not answer to the statement, and may have run it.
 ///
 /// # Cancel safety
 ///
@@ -97,19 +100,33 @@ pub(crate) async fn run(server: &str, statement: &str) -> Result<(), Error> {
     if let Ok(password) = std::env::var("PGPASSWORD") {
         config.password(password);
     }
-    let unreachable = |why: &dyn std::fmt::Display| {
+    let refused = |why: &dyn std::fmt::Display| {
         Error::Unreachable(format!("the database server did not take the secret: {why}"))
     };
-    let failed = |error: tokio_postgres::Error| unreachable(&crate::console::said(&error));
-    let running = async {
-        let (client, connection) = config.connect(tokio_postgres::NoTls).await.map_err(failed)?;
-        let connection = tokio::spawn(connection);
-        let done = client.batch_execute(statement).await.map_err(failed);
-        drop(client);
-        let _ = connection.await;
-        done
+    let late = "it takes too long";
+    let connecting = timeout(PATIENCE, config.connect(tokio_postgres::NoTls)).await;
+    let connected = connecting.map_err(|_| refused(&late))?;
+    let (client, connection) = connected.map_err(|error| refused(&said(&error)))?;
+    let connection = tokio::spawn(connection);
+    // From here on who hears nothing does not know.
+    let unknown = |why: &dyn std::fmt::Display| {
+        Error::Unverified(format!(
+            "the database server may have the new secret, and PgBouncer has not: set it again ({why})"
+        ))
     };
-    timeout(PATIENCE, running).await.unwrap_or_else(|_| Err(unreachable(&"it takes too long")))
+    let done = match timeout(PATIENCE, client.batch_execute(statement)).await {
+        Ok(Ok(())) => Ok(()),
+        Ok(Err(error)) if error.as_db_error().is_some() => Err(refused(&said(&error))),
+        Ok(Err(error)) => Err(unknown(&said(&error))),
+        Err(_) => Err(unknown(&late)),
+    };
+    if done.is_err() {
+        // What it waits for nobody waits for.
+        let _ = timeout(LAST_WORD, client.cancel_token().cancel_query(tokio_postgres::NoTls)).await;
+    }
+    drop(client);
+    let _ = timeout(LAST_WORD, connection).await;
+    done
 }
 
 #[cfg(test)]

@@ -125,12 +125,15 @@ impl Locked {
     ///
     /// [`Error::Unwritten`]: it is as it was, and nothing is left beside it. Where it had to be written in place and could neither be
     /// finished nor put back, the cause says so: it may be torn, and whoever has the lock next finishes it.
-    pub fn write(&self, bytes: &[u8]) -> Result<Written, Error> {
+    pub fn write(&mut self, bytes: &[u8]) -> Result<Written, Error> {
         let written = match fs::metadata(&self.target) {
             Err(error) if self.is_missing(&error) => write::make(&self.target, bytes),
             _ => write::write(&self.target, bytes),
         };
-        written.map_err(|source| Error::unwritten(&self.path, "written", source))
+        let (written, own) = written.map_err(|source| Error::unwritten(&self.path, "written", source))?;
+        // Whoever waits for the old one's sees that it stands there no more, and waits for this one's.
+        self.own = own.or(self.own.take());
+        Ok(written)
     }
 
     /// Whether this is said of a file that was not there, and need not be.

@@ -243,6 +243,55 @@ fn a_lock_that_another_holds_for_ever_is_exit_3_with_its_number_and_nothing_is_c
 }
 
 #[test]
+fn whoever_waits_for_a_lock_can_be_interrupted() {
+    let files = Files::default();
+    let lock = files.dir().join("pgbouncer.ini.lock");
+    let mut holder = Command::new("flock");
+    let holder = Process::start(holder.arg(&lock).args(["sh", "-c", "echo locked; exec sleep 300"]));
+    holder.stdout_line(|line| line == "locked");
+    for words in [&["db", "add", "proj_a"][..], &["backup", "create"], &["backup", "prune"]] {
+        let waiting = Process::start(&mut files.command(&[&["--json"], words].concat()));
+        // It has the lock file open and waits with a thread of its own.
+        let threads = format!("/proc/{}/task", waiting.id());
+        let begin = Stopwatch::start();
+        let waits = || {
+            fs::read_dir(&threads).is_ok_and(|mut threads| {
+                threads.any(|thread| {
+                    let comm = thread.map(|thread| thread.path().join("comm"));
+                    comm.is_ok_and(|comm| fs::read_to_string(comm).is_ok_and(|comm| comm.trim() == "flock"))
+                })
+            })
+        };
+        while !waits() {
+            assert!(begin.elapsed() < PATIENCE, "{words:?} never waits");
+        }
+        waiting.signal(rustix::process::Signal::INT);
+        let ran = ended(waiting);
+        assert_eq!(ran.code, Some(130), "{ran:?}");
+        let object: serde_json::Value = serde_json::from_str(&ran.stdout).expect("one object");
+        assert_eq!(object["code"], 130, "{object}");
+    }
+    assert_eq!(files.names(), ["pgbouncer.ini", "pgbouncer.ini.lock", "userlist.txt"]);
+}
+
+#[test]
+fn a_user_list_that_depends_on_where_pgbouncer_was_started_is_not_made_elsewhere() {
+    let files = Files::new("[databases]\n[pgbouncer]\nauth_file = users.txt\n", USERLIST);
+    let add = |dir: &Path| {
+        let mut command = shutdown_tests::pgbctl::pgbctl();
+        command.current_dir(dir).arg("--config").arg(files.ini()).args(["user", "add", "app", "--generate"]);
+        shutdown_tests::pgbctl::run(&mut command)
+    };
+    let elsewhere = tempfile::tempdir().expect("a temporary directory");
+    let ran = add(elsewhere.path());
+    assert!(ran.failed(2).contains("relative to where PgBouncer was started"), "{ran:?}");
+    assert!(fs::read_dir(elsewhere.path()).expect("a directory").next().is_none());
+    fs::write(files.dir().join("users.txt"), "").expect("a temporary directory");
+    add(files.dir()).well();
+    assert!(lines(&files.dir().join("users.txt"))[0].starts_with("\"app\" "));
+}
+
+#[test]
 fn who_waits_for_a_lock_file_that_is_removed_waits_for_the_next_one() {
     let files = Files::default();
     let lock = files.dir().join("pgbouncer.ini.lock");
@@ -340,11 +389,13 @@ fn what_cannot_be_a_name_or_a_value_is_exit_2_and_nothing_is_written() {
 #[test]
 fn whoever_asks_for_json_gets_one_object_whatever_goes_wrong() {
     let files = Files::default();
-    let cases: [(&[&str], i32); 5] = [
+    let cases: [(&[&str], i32); 7] = [
         (&["--json", "db", "add", "a b"], 2),
         (&["--json", "db", "add"], 2),
         (&["db", "add", "x", "--pool-size", "many", "--json"], 2),
         (&["--json", "db", "frobnicate"], 2),
+        (&["--json", "db"], 2),
+        (&["--json", "db", "set", "proj_ab", "--set", "password=hunter2"], 2),
         (&["--json", "db", "set", "nobody", "--pool-size", "1"], 2),
     ];
     for (words, code) in cases {
@@ -354,8 +405,14 @@ fn whoever_asks_for_json_gets_one_object_whatever_goes_wrong() {
             .unwrap_or_else(|error| panic!("{words:?} is no object: {error}: {ran:?}"));
         assert_eq!(object["code"], code, "{object}");
         let error = object["error"].as_str().unwrap_or_default();
-        assert!(!error.is_empty() && ran.stderr.contains(error), "{object} and {}", ran.stderr);
+        assert!(!error.is_empty() && !error.ends_with(':'), "{object}");
+        let stderr: Vec<_> = ran.stderr.split_whitespace().collect();
+        let is_said = stderr.join(" ").contains(error) || error == "a command is missing: see --help";
+        assert!(is_said, "{object} and {}", ran.stderr);
+        assert!(!ran.stdout.contains("hunter2") && !ran.stderr.contains("hunter2"), "{ran:?}");
     }
+    let missing = files.run(&["--json", "db", "add"]).stdout;
+    assert!(missing.contains("not provided: <NAME>"), "{missing}");
     // Without, there is nothing on stdout; and help is no error.
     assert_eq!(files.run(&["db", "add"]).stdout, "");
     let help = files.run(&["--json", "db", "add", "--help"]);

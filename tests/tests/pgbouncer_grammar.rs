@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
+use std::process::Command;
 use std::sync::Mutex;
 use std::thread;
 
@@ -325,7 +326,8 @@ fn plain<'a>(users: impl IntoIterator<Item = &'a str>) -> Vec<u8> {
         .into_bytes()
 }
 
-/// A setting, what `check` says of it, and whether PgBouncer starts with it. `{T}` is a directory that everybody may write to.
+/// A setting, what `check` says of it, and whether PgBouncer starts with it. `{T}` is a directory that everybody may write to, `{K}` are a
+/// key and a certificate in it.
 const NAMED: &[(&str, Option<&str>, bool)] = &[
     ("logfile = {T}/pgbouncer.log", None, true),
     ("logfile = {T}/nope/pgbouncer.log", Some("logfile: {T}/nope is no directory"), false),
@@ -336,7 +338,30 @@ const NAMED: &[(&str, Option<&str>, bool)] = &[
     ("auth_file = {T}/nope", Some("auth_file: {T}/nope cannot be read"), true),
     ("auth_type = hba\nauth_hba_file = {T}/nope", Some("auth_hba_file: {T}/nope is no file"), true),
     ("auth_hba_file = {T}/nope", None, true),
-    ("client_tls_sslmode = require", Some("client_tls_sslmode: it needs client_tls_key_file"), false),
+    ("auth_type = HBA\nauth_hba_file = {T}/nope", Some("auth_hba_file: {T}/nope is no file"), true),
+    (
+        "client_tls_sslmode = require",
+        Some("client_tls_sslmode: require needs client_tls_key_file, which is not set"),
+        false,
+    ),
+    ("client_tls_sslmode = require\n{K}", None, true),
+    (
+        "client_tls_sslmode = require\n{K}client_tls_ca_file = {T}/nope",
+        Some("client_tls_ca_file: {T}/nope is no file"),
+        false,
+    ),
+    ("client_tls_sslmode = verify-ca\n{K}client_tls_ca_file = {T}/cert", None, true),
+    (
+        "client_tls_sslmode = verify-ca\n{K}client_tls_ca_file = {T}/nope",
+        Some("client_tls_ca_file: {T}/nope is no file"),
+        false,
+    ),
+    (
+        "client_tls_sslmode = verify-full\n{K}",
+        Some("client_tls_sslmode: verify-full needs client_tls_ca_file, which is not set"),
+        false,
+    ),
+    ("client_tls_sslmode = DISABLE\nclient_tls_key_file = {T}/nope", None, true),
     (
         "client_tls_sslmode = allow\nclient_tls_key_file = {T}/nope\nclient_tls_cert_file = {T}/nope",
         Some("client_tls_key_file: {T}/nope is no file"),
@@ -353,7 +378,28 @@ fn what_a_file_names_and_is_not_there_keeps_pgbouncer_from_starting_where_it_is_
         fs::set_permissions(temporary.path(), fs::Permissions::from_mode(0o777))
             .map_err(|error| error.to_string())?;
         let there = temporary.path().display().to_string();
-        let ini = format!("[databases]\n[pgbouncer]\n{{P}}\n{setting}\n").replace("{T}", &there);
+        let keys = "client_tls_key_file = {T}/key\nclient_tls_cert_file = {T}/cert\n";
+        if setting.contains("{K}") {
+            let mut openssl = Command::new("openssl");
+            openssl.current_dir(temporary.path()).args(["req", "-x509", "-newkey", "ec", "-pkeyopt"]);
+            openssl.args([
+                "ec_paramgen_curve:P-256",
+                "-nodes",
+                "-keyout",
+                "key",
+                "-out",
+                "cert",
+                "-subj",
+                "/CN=x",
+            ]);
+            let made = openssl.output().map_err(|error| format!("openssl: {error}"))?;
+            equal("openssl makes a key", &made.status.success(), &true)?;
+            fs::set_permissions(temporary.path().join("key"), fs::Permissions::from_mode(0o644))
+                .map_err(|error| error.to_string())?;
+        }
+        let ini = format!("[databases]\n[pgbouncer]\n{{P}}\n{setting}\n")
+            .replace("{K}", keys)
+            .replace("{T}", &there);
         let config = temporary.path().join("pgbouncer.ini");
         fs::write(&config, ini.replace("{P}", "")).map_err(|error| error.to_string())?;
         let findings = check(&config, None, version).map_err(|error| error.to_string())?;

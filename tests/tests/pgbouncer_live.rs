@@ -1,6 +1,9 @@
 //! A PgBouncer that runs hears of every edit, and is seen to run by it; databases are removed, and it is drained and stopped, without a
 //! broken transaction – on each version that can be had.
 
+#[path = "pgbouncer_live/said.rs"]
+mod said;
+
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -266,32 +269,6 @@ fn a_reload_that_fails_is_found_out_and_rolled_back() {
 }
 
 #[test]
-fn a_log_that_cannot_be_opened_ends_no_pgbouncer() {
-    on_each_version(|postgres, installed| {
-        let mut lab = Lab::open(postgres, installed);
-        let ini = fs::read_to_string(lab.ini()).expect("it is there");
-        let nowhere = lab.dir.join("nope/pgbouncer.log").display().to_string();
-        let ran = lab.pgbctl(&["config", "set", "logfile", &nowhere]);
-        let error = ran.failed(5);
-        println!("  {error}");
-        assert!(error.contains("nope is no directory") && error.contains("rolled back"), "{error}");
-        assert_eq!(fs::read_to_string(lab.ini()).expect("it is there"), ini);
-        // Whoever has written it by hand.
-        fs::write(lab.ini(), format!("{ini}logfile = {nowhere}\n")).expect("ours");
-        let ran = lab.pgbctl(&["reload", "--verify"]);
-        assert!(ran.failed(5).contains("nope is no directory"), "{ran:?}");
-        lab.pgbctl(&["db", "set", "app", "--pool-size", "4"]).failed(5);
-        assert!(lab.pgbctl(&["check"]).well().contains("warning: logfile: "));
-        let ran = lab.pgbctl(&["doctor"]);
-        assert!(ran.code == Some(2) && ran.stdout.contains("logfile: "), "{ran:?}");
-        lab.query(USER, "").expect("what ran goes on");
-        // The control: PgBouncer itself takes it, and ends.
-        lab.console("RELOAD");
-        assert_eq!(lab.pgbouncer.code(PATIENCE), 1);
-    });
-}
-
-#[test]
 fn logins_through_pgbouncer_to_a_scram_server_are_as_the_table_says() {
     on_each_version(|postgres, installed| {
         let hba = postgres.pidfile().with_file_name("pg_hba.conf");
@@ -460,6 +437,15 @@ fn it_is_paused_until_it_is_resumed() {
             assert_eq!(ended(waiting).well(), "answered");
         }
         assert!(lab.pgbctl(&["resume"]).well().contains("not paused"));
+        // One database is another thing than all; and what is paused by somebody is not drained over his head.
+        lab.pgbctl(&["pause", "app"]).well();
+        let ran = lab.pgbctl(&["resume"]);
+        assert!(ran.well().contains("not paused") && ran.stderr.contains("pgbctl resume app"), "{ran:?}");
+        lab.pgbctl(&["resume", "app"]).well();
+        lab.pgbctl(&["pause"]).well();
+        assert!(lab.pgbctl(&["drain"]).failed(6).contains("resume it first"));
+        lab.pgbctl(&["resume"]).well();
+        lab.query(USER, "").expect("it goes on");
     });
 }
 
@@ -486,6 +472,52 @@ fn it_is_stopped_by_its_pid_file_with_one_signal_and_nobody_else_is() {
         // And an edit says that there is nobody to tell.
         let ran = lab.pgbctl(&["db", "add", "proj_a"]);
         assert!(ran.well().contains("Not reloaded: "), "{ran:?}");
+    });
+}
+
+#[test]
+fn a_stop_that_is_interrupted_sends_nothing_more() {
+    on_each_version(|postgres, installed| {
+        let mut lab = Lab::open(postgres, installed);
+        let client = lab.in_transaction("app");
+        let ladder = ["stop", "--ladder", "INT:2s/TERM:2s/KILL:2s"];
+        let stopping = Process::start(&mut lab.command(&ladder));
+        lab.pgbouncer.got("SIGINT");
+        stopping.signal(Signal::INT);
+        let ran = ended(stopping);
+        assert!(ran.code == Some(130) && ran.stderr.contains("is sent nothing more"), "{ran:?}");
+        // Longer than the ladder would have let it live.
+        std::thread::park_timeout(Duration::from_secs(3));
+        commit(&client);
+        lab.pgbouncer.ended(PATIENCE);
+        assert_eq!(lab.pgbouncer.signals(), ["SIGINT"]);
+    });
+}
+
+#[test]
+fn one_that_has_lost_its_pid_file_is_neither_passed_over_nor_taken_for_gone() {
+    on_each_version(|postgres, installed| {
+        let lab = Lab::open(postgres, installed);
+        fs::remove_file(lab.pgbouncer.pidfile()).expect("it is there");
+        assert!(lab.pgbctl(&["stop"]).failed(6).contains("PgBouncer runs"));
+        let client = lab.in_transaction("app");
+        let ran = lab.pgbctl(&["db", "remove", "app", "--drain", "300ms"]);
+        assert!(ran.failed(6).contains("open transaction"), "{ran:?}");
+        commit(&client);
+        let ran = lab.pgbctl(&["db", "set", "app", "--pool-size", "4"]);
+        assert!(ran.well().contains("which runs by it"), "{ran:?}");
+        // But the console of another one is none of ours.
+        let other = Lab::open(postgres, installed);
+        let ini = fs::read_to_string(other.ini()).expect("it is there");
+        let (ours, theirs) = (lab.dir.display().to_string(), other.dir.display().to_string());
+        let socket = format!("unix_socket_dir = {theirs}");
+        fs::write(
+            lab.ini(),
+            ini.replace(&theirs, &ours).replace(&format!("unix_socket_dir = {ours}"), &socket),
+        )
+        .expect("ours");
+        assert!(lab.pgbctl(&["stop"]).well().contains("Nothing to stop"));
+        assert!(lab.pgbctl(&["db", "set", "app", "--pool-size", "5"]).well().contains("Not reloaded"));
     });
 }
 

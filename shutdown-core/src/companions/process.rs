@@ -216,7 +216,8 @@ impl Hold {
         #[cfg(target_os = "linux")]
         match pidfd_open(pid, PidfdFlags::empty()) {
             Ok(fd) => return Ok(Some(Self::PidFd(fd))),
-            Err(Errno::SRCH) => return Ok(None),
+            // Nobody's, or that of a thread that is no process (INVAL, from Linux 6.9 on NOENT).
+            Err(Errno::SRCH | Errno::INVAL | Errno::NOENT) => return Ok(None),
             // An old kernel, or a sandbox that refuses what it does not know.
             Err(Errno::NOSYS | Errno::PERM) => {}
             Err(error) => return Err(error.into()),

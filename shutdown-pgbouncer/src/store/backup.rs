@@ -15,8 +15,8 @@ use super::{beside, directory};
 pub struct Backup {
     /// Where it is.
     pub path: PathBuf,
-    /// When it was made: the seconds of its name, if it is one of ours (`<seconds>.<n>`) or they are within 36 hours of its time of
-    /// change; else that. Not all that scripts put there are seconds.
+    /// When it was made: the seconds of its name, if it is one of ours (`<seconds>.<n>`) and they have passed, or they are within 36 hours of
+    /// its time of change; else that. Not all that scripts put there are seconds.
     pub made: SystemTime,
     /// Its size in bytes.
     pub size: u64,
@@ -65,6 +65,7 @@ const BELIEVED: Duration = Duration::from_secs(36 * 60 * 60);
 pub(crate) fn list(path: &Path) -> io::Result<Vec<Backup>> {
     let prefix = beside(path, "", ".backup.");
     let prefix = prefix.file_name().unwrap_or_default().to_string_lossy().into_owned();
+    let now = SystemTime::now();
     let mut backups = Vec::new();
     for entry in fs::read_dir(directory(path))? {
         let entry = entry?;
@@ -79,6 +80,8 @@ pub(crate) fn list(path: &Path) -> io::Result<Vec<Backup>> {
             let made = UNIX_EPOCH
                 .checked_add(Duration::from_secs(seconds))
                 .filter(|named| ours.is_some() || apart(*named, changed) < BELIEVED)
+                // A clock that ran ahead.
+                .filter(|named| *named <= now || *named <= changed)
                 .unwrap_or(changed);
             backups.push(Backup { path: directory(path).join(&name), made, size: metadata.len(), number });
         }

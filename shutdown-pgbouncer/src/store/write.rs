@@ -7,13 +7,14 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use rustix::fs::{CWD, FallocateFlags, RenameFlags, fallocate, renameat_with};
+use rustix::fs::{CWD, FallocateFlags, FlockOperation, RenameFlags, fallocate, flock, renameat_with};
 use rustix::io::Errno;
 
 use super::{Written, beside, directory, journal};
 
-/// Gives the file these bytes. An error: it is as it was, and nothing is left beside it; else it says so.
-pub(super) fn write(target: &Path, bytes: &[u8]) -> io::Result<Written> {
+/// Gives the file these bytes; and the lock of the new one, if there is a new one. An error: it is as it was, and nothing is left beside
+/// it; else it says so.
+pub(super) fn write(target: &Path, bytes: &[u8]) -> io::Result<(Written, Option<File>)> {
     let old = fs::metadata(target)?;
     // Who may not write it may not replace it either, although the directory would let him.
     let opened = OpenOptions::new().write(true).open(target)?;
@@ -21,6 +22,7 @@ pub(super) fn write(target: &Path, bytes: &[u8]) -> io::Result<Written> {
     if temporary.be_like(Owned::of(&old))? {
         temporary.fill(bytes)?;
         temporary.file.set_modified(later_than(&old)?)?;
+        let own = temporary.lock()?;
         match fs::rename(&temporary.path, target) {
             Ok(()) => {
                 temporary.keep();
@@ -28,7 +30,7 @@ pub(super) fn write(target: &Path, bytes: &[u8]) -> io::Result<Written> {
                 if let Err(error) = sync_directory(target) {
                     tracing::warn!(file = %target.display(), %error, "it is written, but a power cut may bring the old one back");
                 }
-                return Ok(Written::Replaced);
+                return Ok((Written::Replaced, Some(own)));
             }
             // A mount point, or on another file system than its directory: it was mounted alone.
             Err(error)
@@ -41,14 +43,15 @@ pub(super) fn write(target: &Path, bytes: &[u8]) -> io::Result<Written> {
     }
     drop(temporary);
     in_place(target, &opened, bytes, later_than(&old)?)?;
-    Ok(Written::InPlace)
+    Ok((Written::InPlace, None))
 }
 
-/// Makes a file that is not there. An error: it is not there still, unless somebody else has made it.
-pub(super) fn make(target: &Path, bytes: &[u8]) -> io::Result<Written> {
+/// Makes a file that is not there, and has its lock. An error: it is not there still, unless somebody else has made it.
+pub(super) fn make(target: &Path, bytes: &[u8]) -> io::Result<(Written, Option<File>)> {
     let temporary = Temporary::create(target)?;
     let _ = temporary.be_like(Owned::new_in(directory(target))?);
     temporary.fill(bytes)?;
+    let own = temporary.lock()?;
     match renameat_with(CWD, &temporary.path, CWD, target, RenameFlags::NOREPLACE) {
         Ok(()) => {}
         // A file system that does not know how.
@@ -60,7 +63,7 @@ pub(super) fn make(target: &Path, bytes: &[u8]) -> io::Result<Written> {
     if let Err(error) = sync_directory(target) {
         tracing::warn!(file = %target.display(), %error, "it is made, but a power cut may take it away again");
     }
-    Ok(Written::Replaced)
+    Ok((Written::Replaced, Some(own)))
 }
 
 /// Overwrites the file behind a journal: whoever has the lock next finishes it if this is killed.
@@ -195,6 +198,13 @@ impl Temporary {
     pub(super) fn fill(&self, bytes: &[u8]) -> io::Result<()> {
         (&self.file).write_all(bytes)?;
         self.file.sync_all()
+    }
+
+    /// Takes its lock, before anybody else can see it: of whatever it becomes, this is the holder's then.
+    fn lock(&self) -> io::Result<File> {
+        flock(&self.file, FlockOperation::NonBlockingLockExclusive)?;
+        // The same lock, held until both are closed.
+        self.file.try_clone()
     }
 
     /// It is not temporary any more.

@@ -53,6 +53,15 @@ impl Answer {
         Self { code: 7, ..self }
     }
 
+    /// Failed, but has something to say.
+    pub(crate) fn failed(mut self, error: &Error) -> Self {
+        let sentence = shutdown_core::sentence(error);
+        self.code = code_of(error);
+        self.warnings.push(format!("error: {sentence}"));
+        let code = self.code;
+        self.with("error", sentence).with("code", code)
+    }
+
     /// Was asked to look, and could not.
     pub(crate) fn unverified(self) -> Self {
         Self { code: UNVERIFIED, ..self }
@@ -120,10 +129,9 @@ impl Answer {
         let printed = out.write_all(text.as_bytes()).and_then(|()| out.flush());
         let said =
             self.asides.iter().cloned().chain(self.warnings.iter().map(|line| format!("pgbctl: {line}")));
-        if !json {
-            for line in said {
-                let _ = writeln!(io::stderr(), "{line}");
-            }
+        // Errors in any case.
+        for line in said.filter(|line| !json || line.starts_with("pgbctl: error: ")) {
+            let _ = writeln!(io::stderr(), "{line}");
         }
         if has_password && printed.is_err() {
             let _ =
@@ -146,9 +154,9 @@ pub(crate) fn code_of(error: &Error) -> u8 {
     }
 }
 
-/// Says what went wrong.
-pub(crate) fn fail(error: &Error, json: bool) -> u8 {
-    let (code, sentence) = (code_of(error), shutdown_core::sentence(error));
+/// Says what went wrong. `by_signal`: the exit code, if a signal ended it.
+pub(crate) fn fail(error: &Error, by_signal: Option<u8>, json: bool) -> u8 {
+    let (code, sentence) = (by_signal.unwrap_or_else(|| code_of(error)), shutdown_core::sentence(error));
     let _ = writeln!(io::stderr(), "pgbctl: error: {sentence}");
     if json {
         print_error(&sentence, code);

@@ -137,8 +137,8 @@ pub(crate) enum Db {
         #[arg(long, default_value_t = 2)]
         reserve_pool: u32,
         /// Any other setting of a database
-        #[arg(long = "set", value_name = "KEY=VALUE", value_parser = pair)]
-        settings: Vec<(String, String)>,
+        #[arg(long = "set", value_name = "KEY=VALUE")]
+        settings: Vec<String>,
     },
     /// Changes settings of a database
     Set {
@@ -181,8 +181,8 @@ pub(crate) struct Changes {
     #[arg(long)]
     pub(crate) reserve_pool: Option<u32>,
     /// Any other setting of a database
-    #[arg(long = "set", value_name = "KEY=VALUE", value_parser = pair)]
-    pub(crate) settings: Vec<(String, String)>,
+    #[arg(long = "set", value_name = "KEY=VALUE")]
+    pub(crate) settings: Vec<String>,
 }
 
 #[derive(Debug, Subcommand)]
@@ -301,13 +301,14 @@ fn age(text: &str) -> Result<Duration, String> {
     duration(text)
 }
 
-fn pair(text: &str) -> Result<(String, String), String> {
+/// What `--set` was given. Not read by clap, which repeats what it does not take.
+pub(crate) fn pair(text: &str) -> Result<(String, String), String> {
     match text.split_once('=') {
         Some(("password", _)) => Err(
             "a password does not go on the command line: put the user into the user list (pgbctl user add)"
                 .to_owned(),
         ),
         Some((key, value)) if !key.is_empty() => Ok((key.to_owned(), value.to_owned())),
-        _ => Err("write it as KEY=VALUE".to_owned()),
+        _ => Err("--set: write it as KEY=VALUE".to_owned()),
     }
 }

@@ -4,11 +4,12 @@ mod answer;
 mod audit;
 mod flags;
 
-use std::io::{self, Write};
+use std::io;
 use std::pin::pin;
 use std::process::ExitCode;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
+use clap::error::ErrorKind;
 use clap::{CommandFactory, Parser};
 use serde_json::{Value, json};
 use shutdown_core::companions::Ending;
@@ -21,7 +22,7 @@ use tokio::time::{Instant, timeout};
 use tokio_util::sync::CancellationToken;
 
 use crate::answer::{Answer, BAD_INPUT, fail};
-use crate::flags::{Backup, Check, Command, Config, Db, Flags, SecretSource, User};
+use crate::flags::{Backup, Check, Command, Config, Db, Flags, SecretSource, User, pair};
 
 /// How long what a signal has interrupted may take to let go.
 const LETTING_GO: Duration = Duration::from_secs(12);
@@ -40,14 +41,15 @@ fn main() -> ExitCode {
         ended
     });
     let (answered, signalled) = ended.unwrap_or_else(|error| (Err(error), None));
+    // Done by then or not: who sent the signal asks for this one.
+    let by_signal = signalled.map(|number| 128 + number);
     let code = match answered {
         // Who insists wants to know.
         Ok(answer) if flags.reload && answer.is_unseen() => answer.unverified().print(json),
         Ok(answer) => answer.print(json),
-        Err(error) => fail(&error, json),
+        Err(error) => fail(&error, by_signal, json),
     };
-    // Done by then or not: who sent the signal asks for this one.
-    ExitCode::from(signalled.map_or(code, |number| 128 + number))
+    ExitCode::from(by_signal.unwrap_or(code))
 }
 
 /// Help, the version, or what is wrong with the arguments; that in the object that a program waits for, too.
@@ -55,8 +57,15 @@ fn said_by_clap(error: &clap::Error) -> ExitCode {
     let _ = error.print();
     if error.use_stderr() && std::env::args_os().any(|argument| argument == "--json") {
         let text = error.to_string();
-        let sentence = text.lines().next().unwrap_or_default().trim_start_matches("error: ");
-        answer::print_error(sentence, BAD_INPUT);
+        // What stands before the usage.
+        let lines = text.lines().take_while(|line| !line.is_empty()).map(str::trim);
+        let sentence = match error.kind() {
+            ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand => {
+                "a command is missing: see --help".to_owned()
+            }
+            _ => lines.collect::<Vec<_>>().join(" ").trim_start_matches("error: ").to_owned(),
+        };
+        answer::print_error(&sentence, BAD_INPUT);
     }
     ExitCode::from(u8::try_from(error.exit_code()).unwrap_or(BAD_INPUT))
 }
@@ -124,11 +133,17 @@ async fn run(flags: &Flags, cancelled: &CancellationToken) -> Result<Answer, Err
                 Some(_) => console.tell(&format!("ENABLE{name}")).await.map(|_| ()),
                 None => Ok(()),
             };
+            let held = paused(&console).await;
             console.close().await;
             enabled?;
             match resumed {
                 Err(Error::Unreachable(said)) if said.contains("not paused") => {
-                    Ok(Answer::default().line("It was not paused").with("paused", false))
+                    let answer = Answer::default().line("It was not paused").with("paused", false);
+                    // A pause of all is another thing than one of a database.
+                    let held = held.iter().filter(|_| database.is_none());
+                    Ok(held.fold(answer, |answer, name| {
+                        answer.warning(format!("database {name} is: `pgbctl resume {name}` lets it go on"))
+                    }))
                 }
                 resumed => resumed.map(|_| Answer::default().line("Resumed").with("paused", false)),
             }
@@ -202,9 +217,13 @@ fn of(flags: &Flags) -> Result<PgBouncer, Error> {
 }
 
 async fn databases(pgbouncer: &PgBouncer, db: &Db) -> Result<Answer, Error> {
-    let pairs = |pairs: &[(&str, Option<String>)], more: &[(String, String)]| -> Vec<(String, String)> {
+    let pairs = |pairs: &[(&str, Option<String>)], more: &[String]| -> Result<Vec<_>, Error> {
         let named = pairs.iter().filter_map(|(key, value)| Some(((*key).to_owned(), value.clone()?)));
-        named.chain(more.iter().cloned()).collect()
+        named
+            .map(Ok)
+            .chain(more.iter().map(|text| pair(text)))
+            .collect::<Result<_, _>>()
+            .map_err(Error::Input)
     };
     match db {
         Db::Add { name, host, port, dbname, pool_size, reserve_pool, settings } => {
@@ -218,7 +237,7 @@ async fn databases(pgbouncer: &PgBouncer, db: &Db) -> Result<Answer, Error> {
                     ("reserve_pool", Some(reserve_pool.to_string())),
                 ],
                 settings,
-            );
+            )?;
             let mut connection = Connection::default();
             for (key, value) in &pairs {
                 connection = connection.set(key, value).map_err(Error::Input)?;
@@ -244,7 +263,7 @@ async fn databases(pgbouncer: &PgBouncer, db: &Db) -> Result<Answer, Error> {
                     ("reserve_pool", changes.reserve_pool.map(|size| size.to_string())),
                 ],
                 &changes.settings,
-            );
+            )?;
             let done =
                 audited(&format!("changed database {name}"), pgbouncer.set_database(name, &settings)).await?;
             Ok(Answer::of_edit(&done, &[format!("Changed {name} in PgBouncer config")]))
@@ -296,11 +315,16 @@ async fn users(pgbouncer: &PgBouncer, user: &User, cancelled: &CancellationToken
                 Some(server) => audited(&what, pgbouncer.set_user_on(server, name, &stands)).await,
                 None => audited(&what, pgbouncer.set_user(name, &stands)).await,
             };
-            if let (Err(Error::Unverified(_)), Some(password)) = (&done, &generated) {
+            let done = match (done, &generated) {
                 // The server, or the file, may have it.
-                let _ = writeln!(io::stdout(), "-- Password: {password}");
-            }
-            let done = done?;
+                (Err(error @ Error::Unverified(_)), Some(password)) => {
+                    return Ok(Answer::default()
+                        .line(format!("-- Password: {password}"))
+                        .with("password", password.as_str())
+                        .failed(&error));
+                }
+                (done, _) => done?,
+            };
             // What is left on stdout is SQL, for psql.
             let mut answer =
                 Answer::of_edit(&done, &[format!("Added user '{name}' to PgBouncer userlist")]).aside();
@@ -394,7 +418,7 @@ async fn backups(pgbouncer: &PgBouncer, backup: &Backup) -> Result<Answer, Error
     match backup {
         Backup::Create => {
             for file in &files {
-                let backup = pgbouncer.back_up(file)?;
+                let backup = pgbouncer.back_up(file).await?;
                 answer = answer.line(format!("Backed up to: {}", backup.display()));
                 list.push(json!({ "path": backup.display().to_string() }));
             }
@@ -404,7 +428,7 @@ async fn backups(pgbouncer: &PgBouncer, backup: &Backup) -> Result<Answer, Error
                 let found = match backup {
                     Backup::Prune { keep, max_age } => {
                         let keep = keep.map(|keep| usize::try_from(keep).unwrap_or(usize::MAX));
-                        pgbouncer.prune(file, Some(*max_age), keep)?
+                        pgbouncer.prune(file, Some(*max_age), keep).await?
                     }
                     _ => pgbouncer.backups(file)?,
                 };
@@ -503,6 +527,13 @@ async fn status(pgbouncer: &PgBouncer) -> Result<Answer, Error> {
         answer.line(cells.join("  ").trim_end())
     });
     Ok(held.into_iter().fold(answer, Answer::line))
+}
+
+/// The databases that are paused by themselves.
+async fn paused(console: &Console) -> Vec<String> {
+    let rows = console.tell("SHOW DATABASES").await.unwrap_or_default();
+    let is_paused = |row: &Row| row.get("paused").is_some_and(|value| value == "1");
+    rows.into_iter().filter(is_paused).filter_map(|mut row| row.remove("name")).collect()
 }
 
 fn stopped(ending: &Ending) -> Result<Answer, Error> {

@@ -8,6 +8,7 @@ use std::fmt;
 use std::str::FromStr;
 use std::time::Duration;
 
+use tokio::net::UnixStream;
 use tokio::task::JoinHandle;
 use tokio::time::timeout;
 use tokio_postgres::config::Host;
@@ -75,6 +76,15 @@ impl ConsoleAddress {
             None => "/tmp".to_owned(),
         };
         (host, self.0.get_ports().first().copied().unwrap_or(6432))
+    }
+
+    /// Who listens there: a number that the system tells on a Unix socket, and nobody over a network.
+    pub(crate) async fn listener(&self) -> Option<u32> {
+        let Host::Unix(directory) = self.0.get_hosts().first()? else { return None };
+        let port = self.0.get_ports().first().copied().unwrap_or(6432);
+        let socket = UnixStream::connect(directory.join(format!(".s.PGSQL.{port}")));
+        let socket = timeout(PATIENCE, socket).await.ok()?.ok()?;
+        u32::try_from(socket.peer_cred().ok()?.pid()?).ok()
     }
 
     /// Whether it has a password of its own.
@@ -179,9 +189,9 @@ impl Console {
         Ok(Self { client: Some(client), connection, address: address.clone() })
     }
 
-    /// Another connection to the same place.
-    pub(crate) async fn again(&self) -> Result<Self, Error> {
-        Self::open(&self.address).await
+    /// Whether PgBouncer has hung up.
+    pub(crate) fn is_closed(&self) -> bool {
+        self.connection.is_finished() || self.client.as_ref().is_none_or(tokio_postgres::Client::is_closed)
     }
 
     /// Sends one command and waits for its answer, without a limit.

@@ -1,5 +1,7 @@
 //! One PgBouncer: its files, its console, its process – and every edit as one story, [`Editing::finish`].
 
+use std::ffi::OsStr;
+use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
@@ -342,7 +344,8 @@ impl PgBouncer {
     /// Dropped, the server may have it and the user list not.
     pub async fn set_user_on(&self, server: &str, name: &UserName, secret: &Secret) -> Result<Done, Error> {
         let editing = self.edit_userlist(|list, _| list.set(name, secret)).await?;
-        crate::secret::run(server, &crate::secret::alter_role(name, secret)).await?;
+        let statement = crate::secret::alter_role(name, secret);
+        crate::secret::run(server, &statement, &self.cancelled).await?;
         editing.finish(Expected::user(name)).await.map_err(|error| {
             let why = shutdown_core::sentence(&error);
             Error::Unverified(format!(
@@ -513,7 +516,7 @@ impl PgBouncer {
         };
         if let Ending::NotRunning(why) = &ending {
             let address = self.console(&ini);
-            if self.is_at(&address).await == Some(true) {
+            if self.is_at(&address).await {
                 return Err(Error::Refused(format!(
                     "{why}, but PgBouncer runs: it answers at {address}; end it by `drain`"
                 )));
@@ -522,15 +525,20 @@ impl PgBouncer {
         Ok(ending)
     }
 
-    /// Whether the console there is that of a PgBouncer with this very configuration, and not of another one; nothing if there is one,
-    /// and it says its file is where we see none, as in another container.
-    async fn is_at(&self, address: &ConsoleAddress) -> Option<bool> {
-        let Ok(console) = Console::open(address).await else { return Some(false) };
-        let rows = console.tell("SHOW CONFIG").await;
-        console.close().await;
-        let is_conffile = |row: &crate::Row| row.get("key").is_some_and(|key| key == "conffile");
-        let theirs = rows.ok().and_then(|rows| rows.into_iter().find(is_conffile)?.remove("value"))?;
-        Eyes::OURS.is_same(&theirs, &self.config)
+    /// Whether who listens there was started with this very configuration. Over a network nobody knows.
+    async fn is_at(&self, address: &ConsoleAddress) -> bool {
+        let Some(pid) = address.listener().await else { return false };
+        let proc = Path::new("/proc").join(pid.to_string());
+        let (Some(eyes), Ok(words), Ok(directory)) =
+            (Eyes::of(pid), std::fs::read(proc.join("cmdline")), std::fs::read_link(proc.join("cwd")))
+        else {
+            return false;
+        };
+        words
+            .split(|byte| *byte == 0)
+            .skip(1)
+            .filter(|word| !word.is_empty())
+            .any(|word| eyes.is_same(&directory.join(OsStr::from_bytes(word)), &self.config) == Some(true))
     }
 
     /// Whom an edit is to be seen by: the console, if it is to be followed by a reload; none if nobody is to be told.
@@ -542,7 +550,7 @@ impl PgBouncer {
         };
         let address = self.console(ini);
         if let Err(Ending::NotRunning(_)) = found {
-            return Ok((self.is_at(&address).await == Some(true)).then_some(address));
+            return Ok(self.is_at(&address).await.then_some(address));
         }
         match (Console::open(&address).await, found) {
             (Ok(console), _) => {
@@ -682,13 +690,20 @@ impl Editing<'_> {
             (Reload::IfRunning, None) => Err(format!("{} has no pidfile", of.config.display())),
             (Reload::IfRunning, Some(process)) => match process.find().await {
                 Ok(_) => Ok(()),
-                Err(why) => match (of.is_at(&consoles[0]).await, &why) {
-                    // It may run all the same: without its PID file; or as process 1 of a container.
-                    (Some(true), _) | (None, Ending::Refused(_)) => Ok(()),
-                    _ => Err(not_found(&why)),
+                // Without its PID file it may run all the same.
+                Err(Ending::NotRunning(_)) if of.is_at(&consoles[0]).await => Ok(()),
+                Err(why @ Ending::NotRunning(_)) => Err(not_found(&why)),
+                // So it may as process 1 of a container.
+                Err(why) => match Console::open(&consoles[0]).await {
+                    Ok(console) => {
+                        console.close().await;
+                        Ok(())
+                    }
+                    Err(_) => Err(not_found(&why)),
                 },
             },
         };
+        let expected = expected.after(&before, changed);
         if !changed {
             // It was in the file, which says nothing of PgBouncer.
             let reloaded = match told {

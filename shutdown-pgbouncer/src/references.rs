@@ -44,15 +44,20 @@ impl Eyes {
         };
         // Real, effective, saved, and the one for files (proc_pid_status(5)).
         let (user, group) = (*numbers("Uid:")?.get(3)?, *numbers("Gid:")?.get(3)?);
-        let groups = numbers("Groups:")?.into_iter().chain([group]).collect();
+        let rights = Some((user, numbers("Groups:")?.into_iter().chain([group]).collect()));
         let root = File::open(format!("/proc/{pid}/root")).ok()?;
-        Some(Self { root: Some(root), rights: Some((user, groups)) })
+        let theirs = fstat(&root).ok()?;
+        let eyes = Self { root: Some(root), rights };
+        match eyes.look(Path::new("/")) {
+            Ok(_) => Some(eyes),
+            // Before Linux 5.6, or in a sandbox that does not know it, one root at most can be looked through: ours.
+            Err(_) => is_one(&theirs, &stat("/").ok()?).then_some(Self { root: None, ..eyes }),
+        }
     }
 
     /// Whether two names are those of one file; nothing if one is not seen.
-    pub(crate) fn is_same(&self, theirs: &str, ours: &Path) -> Option<bool> {
-        let (theirs, ours) = (self.look(Path::new(theirs)).ok()?, stat(ours).ok()?);
-        Some((theirs.st_dev, theirs.st_ino) == (ours.st_dev, ours.st_ino))
+    pub(crate) fn is_same(&self, theirs: &Path, ours: &Path) -> Option<bool> {
+        Some(is_one(&self.look(theirs).ok()?, &stat(ours).ok()?))
     }
 
     /// Whether the file may be read: yes, unless it is seen that it may not.
@@ -89,9 +94,15 @@ impl Eyes {
     fn has_list(&self, path: &Path) -> bool {
         use std::os::fd::AsRawFd;
 
-        let Some(Ok(file)) = self.root.as_ref().map(|root| self.open(root, path)) else { return false };
-        let name = format!("/proc/self/fd/{}", file.as_raw_fd());
-        getxattr(name, "system.posix_acl_access", &mut [] as &mut [u8]).is_ok_and(|length| length > 0)
+        let has = |name: &Path| {
+            getxattr(name, "system.posix_acl_access", &mut [] as &mut [u8]).is_ok_and(|length| length > 0)
+        };
+        match &self.root {
+            None => has(path),
+            Some(root) => self
+                .open(root, path)
+                .is_ok_and(|file| has(Path::new(&format!("/proc/self/fd/{}", file.as_raw_fd())))),
+        }
     }
 
     fn no_directory(&self, directory: &Path) -> Option<String> {
@@ -112,25 +123,36 @@ impl Eyes {
         }
     }
 
-    /// Why a file cannot be opened for writing there, or made.
-    fn no_place_for_a_file(&self, file: &str) -> Option<String> {
-        let (file, name) = (Path::new(file), file);
-        match self.look(file) {
-            Ok(found) if is(&found, FileType::Directory) => Some(format!("{name} is a directory")),
-            Ok(found) => {
-                (!self.may(file, &found, WRITE)).then(|| format!("PgBouncer's user may not write {name}"))
-            }
-            Err(Errno::NOENT | Errno::NOTDIR) => {
-                let directory = file.parent()?;
-                let may_not_make = || {
-                    let found = self.look(directory).ok()?;
-                    (!self.may(directory, &found, WRITE | SEARCH))
-                        .then(|| format!("PgBouncer's user may make no file in {}", directory.display()))
-                };
-                self.no_directory(directory).or_else(may_not_make)
+    /// Why a file cannot be opened for writing there, or made. `anew`: one that is there is removed and made anew.
+    fn no_place_for_a_file(&self, name: &str, anew: bool) -> Option<String> {
+        let file = Path::new(name);
+        let directory = file.parent()?;
+        let may_not_make = || {
+            let found = self.look(directory).ok()?;
+            (!self.may(directory, &found, WRITE | SEARCH))
+                .then(|| format!("PgBouncer's user may make no file in {}", directory.display()))
+        };
+        let may_not_write = |found| {
+            (!self.may(file, &found, WRITE)).then(|| format!("PgBouncer's user may not write {name}"))
+        };
+        let unreached = || {
+            let closed = directory
+                .ancestors()
+                .filter(|above| self.look(above).is_ok_and(|found| !self.may(above, &found, SEARCH)));
+            Some(format!("PgBouncer's user may not enter {}", closed.last()?.display()))
+        };
+        let found = match self.look(file) {
+            Ok(found) if is(&found, FileType::Directory) => return Some(format!("{name} is a directory")),
+            Ok(found) if !anew => may_not_write(found),
+            Ok(_) => may_not_make(),
+            Err(Errno::NOENT | Errno::NOTDIR) => self.no_directory(directory).or_else(may_not_make),
+            // We are who it is.
+            Err(Errno::ACCESS) if self.rights.is_some() => {
+                Some(format!("PgBouncer's user may not enter {}", directory.display()))
             }
             Err(_) => None,
-        }
+        };
+        unreached().or(found)
     }
 }
 
@@ -160,7 +182,7 @@ pub(crate) fn missing(ini: &Ini, eyes: &Eyes) -> Vec<Missing> {
     let mut look = |key: &'static str, found: Option<String>, then: &str| {
         missing.extend(found.map(|what| of(ini, key, &what, then)));
     };
-    look("pidfile", eyes.no_place_for_a_file(&value("pidfile")), NO_START);
+    look("pidfile", eyes.no_place_for_a_file(&value("pidfile"), true), NO_START);
     // A name that begins with `@` is in no directory, and not absolute.
     let socket_dir = value("unix_socket_dir");
     look("unix_socket_dir", eyes.no_directory(Path::new(&socket_dir)), "PgBouncer cannot listen there");
@@ -191,13 +213,17 @@ pub(crate) fn missing(ini: &Ini, eyes: &Eyes) -> Vec<Missing> {
 
 /// Why a PgBouncer that runs would end when it reads this: it opens its log anew at each reload.
 pub(crate) fn logfile(ini: &Ini, eyes: &Eyes) -> Option<Missing> {
-    let found = eyes.no_place_for_a_file(&ini.parameter("logfile")?)?;
+    let found = eyes.no_place_for_a_file(&ini.parameter("logfile")?, false)?;
     Some(of(ini, "logfile", &found, NO_START_NOR_RELOAD))
 }
 
 fn of(ini: &Ini, key: &'static str, what: &str, then: &str) -> Missing {
     let line = ini.parameter_line(key).unwrap_or(1);
     Missing { key, problem: Problem::misread(line, format!("{key}: {what}; {then}")) }
+}
+
+fn is_one(one: &Stat, other: &Stat) -> bool {
+    (one.st_dev, one.st_ino) == (other.st_dev, other.st_ino)
 }
 
 fn is(found: &Stat, kind: FileType) -> bool {

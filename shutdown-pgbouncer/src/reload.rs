@@ -5,8 +5,10 @@
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
-use shutdown_core::companions::{Companion, StopSignal};
+use shutdown_core::companions::{Companion, Ending, StopSignal};
+use tokio::time::sleep;
 
 use crate::check::whole_with_places;
 use crate::console::{Console, ConsoleAddress, Row};
@@ -16,6 +18,8 @@ use crate::{Connection, DatabaseName, Error, Ini, UserName, check};
 
 /// What PgBouncer says to who got in and is none of `admin_users`.
 const NO_ADMIN: &str = "admin access needed";
+/// How long it may take to hear a signal and to write a line.
+const LAST_LINE: Duration = Duration::from_millis(100);
 
 /// What became of a reload.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -42,6 +46,10 @@ pub(crate) struct Expected {
     gone: Option<String>,
     parameter: Option<(String, String)>,
     user: Option<String>,
+    /// The configuration before the edit.
+    before: Option<Ini>,
+    /// The file was so already.
+    already: bool,
 }
 
 impl Expected {
@@ -69,6 +77,11 @@ impl Expected {
 
     pub(crate) fn user(name: &UserName) -> Self {
         Self { user: Some(name.as_str().to_owned()), ..Self::nothing() }
+    }
+
+    /// After an edit of this, which has changed something or not.
+    pub(crate) fn after(self, before: &Ini, changed: bool) -> Self {
+        Self { before: Some(before.clone()), already: !changed, ..self }
     }
 }
 
@@ -107,10 +120,22 @@ pub(crate) async fn reload(
     if let Some(unread) = named.and_then(|named| files.unread(&named, &ini)) {
         return Err(unread);
     }
-    match process.signal(StopSignal::Hup).await {
-        Ok(pid) => Ok(Reloaded::Signalled { pid, unseen: unseen.to_string() }),
-        Err(why) => Err(Error::Unreachable(format!("{unseen}; and by its PID file: {}", not_found(&why)))),
+    let pid = process
+        .signal(StopSignal::Hup)
+        .await
+        .map_err(|why| Error::Unreachable(format!("{unseen}; and by its PID file: {}", not_found(&why))))?;
+    // The next one is written to its log, which it opens anew; and ends, if it cannot.
+    sleep(LAST_LINE).await;
+    let _ = process.signal(StopSignal::Hup).await;
+    sleep(LAST_LINE).await;
+    match process.find().await {
+        Err(Ending::NotRunning(_)) => Err(ended()),
+        _ => Ok(Reloaded::Signalled { pid, unseen: unseen.to_string() }),
     }
+}
+
+fn ended() -> Error {
+    Error::Unverified("PgBouncer has ended by it: its log says why".to_owned())
 }
 
 /// What a reload reads, and how PgBouncer sees it, if that is known.
@@ -125,23 +150,30 @@ impl Files<'_> {
         self.eyes.unwrap_or(&Eyes::OURS)
     }
 
-    /// What PgBouncer would take, and end by, at once or at its next start. `has_log`: it has the same log open already, where it
-    /// sees it and perhaps not where we do.
+    /// What PgBouncer would take, and end by, at once or – what the edit has brought in – at its next start. Who does not know how
+    /// PgBouncer sees files only cares for its log. `has_log`: it has the same one open already, where it sees it.
     fn objection(&self, ini: &Ini, expected: &Expected, has_log: bool) -> Option<Missing> {
-        let log = references::logfile(ini, self.eyes()).filter(|_| self.eyes.is_some() || !has_log);
+        let log = references::logfile(ini, self.eyes());
+        let Some(eyes) = self.eyes else { return log.filter(|_| !has_log) };
         log.or_else(|| {
             let (key, _) = expected.parameter.as_ref()?;
-            references::missing(ini, self.eyes()).into_iter().find(|missing| missing.is_of(key))
+            let before = expected.before.as_ref().map(|before| references::missing(before, eyes));
+            let is_new = |missing: &Missing| {
+                before.iter().flatten().all(|before| before.problem.what != missing.problem.what)
+            };
+            let mut missing = references::missing(ini, eyes).into_iter();
+            missing.find(|missing| missing.is_of(key) && is_new(missing))
         })
     }
 
     /// Why PgBouncer does not read the user list that was edited, if its auth_file is `theirs`.
     fn unread(&self, theirs: &str, ini: &Ini) -> Option<Error> {
+        let eyes = self.eyes?;
         let named = ini.parameter("auth_file").map(PathBuf::from);
         let edited = self.userlist.map(Path::to_owned).or(named)?;
-        let why = match self.eyes().is_same(theirs, &edited)? {
+        let why = match eyes.is_same(Path::new(theirs), &edited)? {
             false => format!("PgBouncer's auth_file is {theirs}, not {}", edited.display()),
-            true if self.eyes().may_read(theirs) => return None,
+            true if eyes.may_read(theirs) => return None,
             true => format!("PgBouncer's user may not read {theirs}: give it the file"),
         };
         Some(Error::Unverified(why))
@@ -187,12 +219,10 @@ async fn reload_and_look(
         Err(Error::Unreachable(said)) if said.ends_with(NO_ADMIN) => return Err(Error::Unreachable(said)),
         told => told.map_err(refused)?,
     };
-    // The first line behind a reload, that of a login, opens the log anew; and ends it, if it cannot.
-    if let Ok(login) = console.again().await {
-        login.close().await;
-    }
-    let ended = |_| Error::Unverified("PgBouncer has ended by it, or does not answer any more".to_owned());
-    let rows = console.tell("SHOW DATABASES").await.map_err(ended)?;
+    // The next one is written to its log, which it opens anew; and ends, if it cannot. Who is only late has not.
+    let why = |error| if console.is_closed() { ended() } else { error };
+    console.tell("RELOAD").await.map_err(why)?;
+    let rows = console.tell("SHOW DATABASES").await.map_err(why)?;
     databases(&ini, &rows, expected, notes).map_err(Error::Unverified)?;
     if let Some((key, value)) = &expected.parameter {
         let after = parameter(console, key).await?;
@@ -206,7 +236,10 @@ async fn reload_and_look(
             && !is_same(value, value_of(&before))
         {
             let is = value_of(&after).unwrap_or("nothing");
-            return Err(Error::Unverified(format!("PgBouncer has {key} = {is} still")));
+            if !expected.already {
+                return Err(Error::Unverified(format!("PgBouncer has {key} = {is} still")));
+            }
+            notes.push(format!("PgBouncer shows {key} as {is}"));
         }
     }
     if let Some(user) = &expected.user {

@@ -8,6 +8,7 @@ use std::time::Duration;
 use postgres_protocol::password;
 use rustix::rand::{GetRandomFlags, getrandom};
 use tokio::time::timeout;
+use tokio_util::sync::CancellationToken;
 
 use crate::console::said;
 use crate::userlist::Secret;
@@ -82,13 +83,13 @@ const LAST_WORD: Duration = Duration::from_secs(1);
 ///
 /// # Errors
 ///
-/// [`Error::Input`]: that is no server, or has a password. [`Error::Unreachable`]: what the server said, without the statement, or
+/// [`Error::Input`]: that is no server, or has a password. [`Error::Refused`]: it was cancelled before. [`Error::Unreachable`]: what the server said, without the statement, or
 /// that it took too long to let us in. [`Error::Unverified`]: it did not answer to the statement, and may have run it.
 ///
 /// # Cancel safety
 ///
 /// Dropped, the statement may have been run.
-pub(crate) async fn run(server: &str, statement: &str) -> Result<(), Error> {
+pub(crate) async fn run(server: &str, statement: &str, cancelled: &CancellationToken) -> Result<(), Error> {
     // What is wrong with it may quote a password.
     let wrong = |_| Error::Input("write the server as postgres://USER@HOST:PORT/NAME".to_owned());
     let mut config: tokio_postgres::Config = server.parse().map_err(wrong)?;
@@ -104,7 +105,11 @@ pub(crate) async fn run(server: &str, statement: &str) -> Result<(), Error> {
         Error::Unreachable(format!("the database server did not take the secret: {why}"))
     };
     let late = "it takes too long";
-    let connecting = timeout(PATIENCE, config.connect(tokio_postgres::NoTls)).await;
+    let connecting = tokio::select! {
+        biased;
+        () = cancelled.cancelled() => return Err(Error::Refused("interrupted; nothing is changed".to_owned())),
+        connecting = timeout(PATIENCE, config.connect(tokio_postgres::NoTls)) => connecting,
+    };
     let connected = connecting.map_err(|_| refused(&late))?;
     let (client, connection) = connected.map_err(|error| refused(&said(&error)))?;
     let connection = tokio::spawn(connection);
@@ -114,11 +119,15 @@ pub(crate) async fn run(server: &str, statement: &str) -> Result<(), Error> {
             "the database server may have the new secret, and PgBouncer has not: set it again ({why})"
         ))
     };
-    let done = match timeout(PATIENCE, client.batch_execute(statement)).await {
-        Ok(Ok(())) => Ok(()),
-        Ok(Err(error)) if error.as_db_error().is_some() => Err(refused(&said(&error))),
-        Ok(Err(error)) => Err(unknown(&said(&error))),
-        Err(_) => Err(unknown(&late)),
+    let done = tokio::select! {
+        biased;
+        () = cancelled.cancelled() => Err(unknown(&"interrupted")),
+        ran = timeout(PATIENCE, client.batch_execute(statement)) => match ran {
+            Ok(Ok(())) => Ok(()),
+            Ok(Err(error)) if error.as_db_error().is_some() => Err(refused(&said(&error))),
+            Ok(Err(error)) => Err(unknown(&said(&error))),
+            Err(_) => Err(unknown(&late)),
+        },
     };
     if done.is_err() {
         // What it waits for nobody waits for.

@@ -184,7 +184,13 @@ impl Connection {
 
     fn fill(&mut self, at_once: usize) -> io::Result<usize> {
         let mut chunk = vec![0; at_once];
-        let read = self.stream.read(&mut chunk)?;
+        // With a time limit set, a signal that this process handles interrupts it (socket(7)).
+        let read = loop {
+            match self.stream.read(&mut chunk) {
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                read => break read?,
+            }
+        };
         if read == 0 {
             let text = format!("closed with {} bytes of an incomplete answer", self.buffer.len());
             return Err(io::Error::new(io::ErrorKind::UnexpectedEof, text));

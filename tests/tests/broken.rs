@@ -229,8 +229,9 @@ fn a_websocket_whose_client_never_answers_is_cut_and_named() {
 #[test]
 fn on_a_full_disk_a_payment_is_refused_or_lasts_and_with_room_it_goes_on() {
     let dir = tempfile::tempdir().expect("a temporary directory");
-    // A disk of its own, most of it taken.
-    let script = r#"mount -t tmpfs -o size=1m,mode=700 tmpfs "$1" && cd "$1" && head -c 524288 /dev/zero > ballast && exec "$0""#;
+    // A disk of its own, most of it taken; and without that so large that the log, which is folded into the database at 4 MB, never
+    // fills it.
+    let script = r#"mount -t tmpfs -o size=32m,mode=700 tmpfs "$1" && cd "$1" && head -c 33030144 /dev/zero > ballast && exec "$0""#;
     let mut command = Command::new("unshare");
     command.args(["--user", "--map-root-user", "--mount", "sh", "-c", script]);
     command.arg(binary("axum-service")).arg(dir.path());

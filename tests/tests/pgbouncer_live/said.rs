@@ -113,6 +113,27 @@ fn a_log_that_cannot_be_opened_ends_no_pgbouncer() {
 }
 
 #[test]
+fn a_log_that_nobody_can_look_for_is_missed_when_it_has_ended_it() {
+    on_each_version(|postgres, installed| {
+        // Nothing is logged of logins.
+        for admin in [&[][..], &["--admin", "postgres://pgbouncer@127.0.0.1:1/pgbouncer"]] {
+            let mut lab =
+                Lab::new(postgres, installed, "auth_type = any\nlog_connections = 0", "\"nobody\" \"\"\n");
+            let ini = fs::read_to_string(lab.ini()).expect("it is there");
+            // A link into nowhere: whoever follows it sees a file that is missing in a directory that is there.
+            let link = lab.dir.join("pgbouncer.log");
+            symlink("/nope/pgbouncer.log", &link).expect("ours");
+            let ran =
+                lab.pgbctl(&[admin, &["config", "set", "logfile", &link.display().to_string()]].concat());
+            let error = ran.failed(5);
+            assert!(error.contains("PgBouncer has ended by it"), "{error}");
+            assert_eq!(fs::read_to_string(lab.ini()).expect("it is there"), ini);
+            assert_eq!(lab.pgbouncer.code(PATIENCE), 1);
+        }
+    });
+}
+
+#[test]
 fn a_setting_with_which_it_would_not_start_again_is_rolled_back() {
     on_each_version(|postgres, installed| {
         let lab = Lab::open(postgres, installed);
@@ -125,6 +146,18 @@ fn a_setting_with_which_it_would_not_start_again_is_rolled_back() {
             assert_eq!(fs::read_to_string(lab.ini()).expect("it is there"), ini);
         }
         lab.query(USER, "").expect("what ran goes on");
+        // A PID file that it may not write it makes anew.
+        let stale = lab.dir.join("stale.pid");
+        fs::write(&stale, "4194304\n").expect("ours");
+        lab.pgbctl(&["config", "set", "pidfile", &stale.display().to_string()]).well();
+        // What was wrong before the edit is mended step by step; from 1.25 on PgBouncer itself refuses a half.
+        if !installed.is_at_least((1, 25)) {
+            let half = ini.replace("[pgbouncer]\n", "[pgbouncer]\nclient_tls_sslmode = require\n");
+            fs::write(lab.ini(), half).expect("ours");
+            let key = lab.dir.join("userlist.txt").display().to_string();
+            lab.pgbctl(&["config", "set", "client_tls_key_file", &key]).well();
+            lab.pgbctl(&["config", "set", "client_tls_cert_file", &key]).well();
+        }
     });
 }
 
@@ -145,6 +178,11 @@ fn what_is_in_the_file_already_is_compared_as_well() {
             "{ran:?}"
         );
         assert_eq!(size().as_deref(), Some("33"));
+        // A number may be written in many ways.
+        for _ in 0..2 {
+            lab.pgbctl(&["config", "set", "tcp_keepidle", "010"]).well();
+            lab.pgbctl(&["config", "set", "query_timeout", "1.23456789"]).well();
+        }
     });
 }
 

@@ -117,7 +117,11 @@ impl Answer {
 
     /// Prints it. A closed stdout is no reason to fail: what was to be done is done. But a password that was made here and that nobody
     /// has seen is.
-    pub(crate) fn print(self, json: bool) -> u8 {
+    /// `by_signal`: the exit code, if a signal ended it.
+    pub(crate) fn print(mut self, by_signal: Option<u8>, json: bool) -> u8 {
+        if let (Some(code), Some(said)) = (by_signal, self.object.get_mut("code")) {
+            *said = code.into();
+        }
         let mut out = io::stdout().lock();
         let has_password = self.object.contains_key("password");
         let mut text = String::new();

@@ -16,7 +16,7 @@ use shutdown_pgbouncer::{DatabaseName, UserName, Version};
     after_help = "Exit codes:\n  0  done, or it was so already\n  1  PgBouncer or the database server cannot be reached; nothing was \
                   written\n  2  bad input, or a file that PgBouncer would refuse; nothing was written\n  3  somebody else has the lock; nothing \
                   was written\n  4  a file could not be read or written; it is as it was\n  5  written, but PgBouncer was not seen to run by it (--reload, --verify); \
-                  rolled back if it refused\n  6  refused: it is not the right process, or a database is still in use; nothing was \
+                  rolled back if it refused, unless somebody else has written meanwhile\n  6  refused: it is not the right process, or a database is still in use; nothing was \
                   changed\n  7  stopped, but not as it should be: transactions were cut, or it still runs\n  128+n  ended by signal n: what was paused goes on, \
                   unless the error says otherwise"
 )]

@@ -45,8 +45,8 @@ fn main() -> ExitCode {
     let by_signal = signalled.map(|number| 128 + number);
     let code = match answered {
         // Who insists wants to know.
-        Ok(answer) if flags.reload && answer.is_unseen() => answer.unverified().print(json),
-        Ok(answer) => answer.print(json),
+        Ok(answer) if flags.reload && answer.is_unseen() => answer.unverified().print(by_signal, json),
+        Ok(answer) => answer.print(by_signal, json),
         Err(error) => fail(&error, by_signal, json),
     };
     ExitCode::from(by_signal.unwrap_or(code))

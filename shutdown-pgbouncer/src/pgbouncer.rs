@@ -1,7 +1,5 @@
 //! One PgBouncer: its files, its console, its process – and every edit as one story, [`Editing::finish`].
 
-use std::ffi::OsStr;
-use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
@@ -11,10 +9,9 @@ use tokio_util::sync::CancellationToken;
 
 use crate::console::{Console, ConsoleAddress};
 use crate::pause::Paused;
-use crate::references::Eyes;
 use crate::reload::{Expected, Reloaded, reload};
 use crate::store::{self, Backup, Locked};
-use crate::{Connection, DatabaseName, Error, Ini, Secret, UserName, Userlist, Version, whole};
+use crate::{Connection, DatabaseName, Error, Ini, Secret, UserName, Userlist, Version, references, whole};
 
 /// What a PgBouncer's process is called.
 const PROGRAM: &str = "pgbouncer";
@@ -527,18 +524,7 @@ impl PgBouncer {
 
     /// Whether who listens there was started with this very configuration. Over a network nobody knows.
     async fn is_at(&self, address: &ConsoleAddress) -> bool {
-        let Some(pid) = address.listener().await else { return false };
-        let proc = Path::new("/proc").join(pid.to_string());
-        let (Some(eyes), Ok(words), Ok(directory)) =
-            (Eyes::of(pid), std::fs::read(proc.join("cmdline")), std::fs::read_link(proc.join("cwd")))
-        else {
-            return false;
-        };
-        words
-            .split(|byte| *byte == 0)
-            .skip(1)
-            .filter(|word| !word.is_empty())
-            .any(|word| eyes.is_same(&directory.join(OsStr::from_bytes(word)), &self.config) == Some(true))
+        address.listener().await.is_some_and(|pid| references::is_started_with(pid, &self.config))
     }
 
     /// Whom an edit is to be seen by: the console, if it is to be followed by a reload; none if nobody is to be told.

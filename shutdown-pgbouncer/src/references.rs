@@ -4,7 +4,10 @@
 //! What comes of one that is missing was measured on 1.18, 1.24 and 1.26, which agree. Paths that are not absolute are not looked for:
 //! they depend on where PgBouncer was started. Nor are users, groups, addresses, and what servers are asked for.
 
+use std::ffi::OsStr;
 use std::fs::File;
+use std::os::fd::AsRawFd;
+use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 
 use rustix::fs::{FileType, Mode, OFlags, ResolveFlags, Stat, fstat, getxattr, openat2, stat};
@@ -92,8 +95,6 @@ impl Eyes {
     }
 
     fn has_list(&self, path: &Path) -> bool {
-        use std::os::fd::AsRawFd;
-
         let has = |name: &Path| {
             getxattr(name, "system.posix_acl_access", &mut [] as &mut [u8]).is_ok_and(|length| length > 0)
         };
@@ -154,6 +155,18 @@ impl Eyes {
         };
         unreached().or(found)
     }
+}
+
+/// Whether the command line of a process names this file, as it sees it.
+pub(crate) fn is_started_with(pid: u32, file: &Path) -> bool {
+    let proc = Path::new("/proc").join(pid.to_string());
+    let (Some(eyes), Ok(words), Ok(directory)) =
+        (Eyes::of(pid), std::fs::read(proc.join("cmdline")), std::fs::read_link(proc.join("cwd")))
+    else {
+        return false;
+    };
+    let mut arguments = words.split(|byte| *byte == 0).skip(1).filter(|word| !word.is_empty());
+    arguments.any(|word| eyes.is_same(&directory.join(OsStr::from_bytes(word)), file) == Some(true))
 }
 
 /// Something that is named and is not there.

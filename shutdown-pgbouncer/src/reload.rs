@@ -10,7 +10,7 @@ use std::time::Duration;
 use shutdown_core::companions::{Companion, Ending, StopSignal};
 use tokio::time::sleep;
 
-use crate::check::whole_with_places;
+use crate::check::{Places, whole_with_places};
 use crate::console::{Console, ConsoleAddress, Row};
 use crate::pgbouncer::not_found;
 use crate::references::{self, Eyes, Missing};
@@ -113,13 +113,9 @@ pub(crate) async fn reload(
     };
     let Some(process) = process else { return Err(unseen) };
     let (ini, places) = whole_with_places(config)?;
-    if let Some(missing) = files.objection(&ini, expected, false) {
-        return Err(Error::Unverified(places.finding(missing.problem, config).to_string()));
-    }
+    files.objection(&ini, &places, expected, false)?;
     let named = ini.parameter("auth_file").filter(|_| expected.user.is_some());
-    if let Some(unread) = named.and_then(|named| files.unread(&named, &ini)) {
-        return Err(unread);
-    }
+    named.map_or(Ok(()), |named| files.is_read(&named, &ini))?;
     let pid = process
         .signal(StopSignal::Hup)
         .await
@@ -146,37 +142,42 @@ struct Files<'a> {
 }
 
 impl Files<'_> {
-    fn eyes(&self) -> &Eyes {
-        self.eyes.unwrap_or(&Eyes::OURS)
-    }
-
     /// What PgBouncer would take, and end by, at once or – what the edit has brought in – at its next start. Who does not know how
     /// PgBouncer sees files only cares for its log. `has_log`: it has the same one open already, where it sees it.
-    fn objection(&self, ini: &Ini, expected: &Expected, has_log: bool) -> Option<Missing> {
-        let log = references::logfile(ini, self.eyes());
-        let Some(eyes) = self.eyes else { return log.filter(|_| !has_log) };
-        log.or_else(|| {
-            let (key, _) = expected.parameter.as_ref()?;
-            let before = expected.before.as_ref().map(|before| references::missing(before, eyes));
-            let is_new = |missing: &Missing| {
-                before.iter().flatten().all(|before| before.problem.what != missing.problem.what)
-            };
-            let mut missing = references::missing(ini, eyes).into_iter();
-            missing.find(|missing| missing.is_of(key) && is_new(missing))
-        })
+    fn objection(&self, ini: &Ini, places: &Places, expected: &Expected, has_log: bool) -> Result<(), Error> {
+        let log = references::logfile(ini, self.eyes.unwrap_or(&Eyes::OURS));
+        let missing = match self.eyes {
+            Some(eyes) => log.or_else(|| {
+                let (key, _) = expected.parameter.as_ref()?;
+                let before = expected.before.as_ref().map(|before| references::missing(before, eyes));
+                let is_new = |missing: &Missing| {
+                    before.iter().flatten().all(|before| before.problem.what != missing.problem.what)
+                };
+                let mut missing = references::missing(ini, eyes).into_iter();
+                missing.find(|missing| missing.is_of(key) && is_new(missing))
+            }),
+            None => log.filter(|_| !has_log),
+        };
+        match missing {
+            Some(missing) => Err(Error::Unverified(places.finding(missing.problem, self.config).to_string())),
+            None => Ok(()),
+        }
     }
 
-    /// Why PgBouncer does not read the user list that was edited, if its auth_file is `theirs`.
-    fn unread(&self, theirs: &str, ini: &Ini) -> Option<Error> {
-        let eyes = self.eyes?;
+    /// Whether PgBouncer reads the user list that was edited, if its auth_file is `theirs`: yes, unless it is seen that it does not.
+    fn is_read(&self, theirs: &str, ini: &Ini) -> Result<(), Error> {
         let named = ini.parameter("auth_file").map(PathBuf::from);
-        let edited = self.userlist.map(Path::to_owned).or(named)?;
-        let why = match eyes.is_same(Path::new(theirs), &edited)? {
-            false => format!("PgBouncer's auth_file is {theirs}, not {}", edited.display()),
-            true if eyes.may_read(theirs) => return None,
-            true => format!("PgBouncer's user may not read {theirs}: give it the file"),
+        let (Some(eyes), Some(edited)) = (self.eyes, self.userlist.map(Path::to_owned).or(named)) else {
+            return Ok(());
         };
-        Some(Error::Unverified(why))
+        let why = match eyes.is_same(Path::new(theirs), &edited) {
+            Some(false) => format!("PgBouncer's auth_file is {theirs}, not {}", edited.display()),
+            Some(true) if !eyes.may_read(theirs) => {
+                format!("PgBouncer's user may not read {theirs}: give it the file")
+            }
+            _ => return Ok(()),
+        };
+        Err(Error::Unverified(why))
     }
 }
 
@@ -207,14 +208,9 @@ async fn reload_and_look(
         return Err(Error::Unverified(format!("PgBouncer {version} refuses {fatal}")));
     }
     let (ini, places) = whole_with_places(config)?;
-    let has_log = value_of(&parameter(console, "logfile").await?) == ini.parameter("logfile").as_deref();
-    if let Some(missing) = files.objection(&ini, expected, has_log) {
-        return Err(Error::Unverified(places.finding(missing.problem, config).to_string()));
-    }
-    let before = match &expected.parameter {
-        Some((key, _)) => parameter(console, key).await?,
-        None => None,
-    };
+    let before = console.tell("SHOW CONFIG").await?;
+    let has_log = value_of(&before, "logfile") == ini.parameter("logfile").as_deref();
+    files.objection(&ini, &places, expected, has_log)?;
     match console.tell("RELOAD").await {
         Err(Error::Unreachable(said)) if said.ends_with(NO_ADMIN) => return Err(Error::Unreachable(said)),
         told => told.map_err(refused)?,
@@ -224,18 +220,13 @@ async fn reload_and_look(
     console.tell("RELOAD").await.map_err(why)?;
     let rows = console.tell("SHOW DATABASES").await.map_err(why)?;
     databases(&ini, &rows, expected, notes).map_err(Error::Unverified)?;
+    let after = console.tell("SHOW CONFIG").await?;
     if let Some((key, value)) = &expected.parameter {
-        let after = parameter(console, key).await?;
-        if after
-            .as_ref()
-            .is_some_and(|row| row.get("changeable").is_some_and(|changeable| changeable == "no"))
-        {
+        let is = value_of(&after, key);
+        if column_of(&after, key, "changeable") == Some("no") {
             notes.push(format!("{key} needs a restart of PgBouncer"));
-        } else if value_of(&after) != Some(value.as_str())
-            && value_of(&after) == value_of(&before)
-            && !is_same(value, value_of(&before))
-        {
-            let is = value_of(&after).unwrap_or("nothing");
+        } else if is != Some(value.as_str()) && is == value_of(&before, key) && !is_same(value, is) {
+            let is = is.unwrap_or("nothing");
             if !expected.already {
                 return Err(Error::Unverified(format!("PgBouncer has {key} = {is} still")));
             }
@@ -243,10 +234,7 @@ async fn reload_and_look(
         }
     }
     if let Some(user) = &expected.user {
-        let row = parameter(console, "auth_file").await?;
-        if let Some(unread) = files.unread(value_of(&row).unwrap_or_default(), &ini) {
-            return Err(unread);
-        }
+        files.is_read(value_of(&after, "auth_file").unwrap_or_default(), &ini)?;
         let rows = console.tell("SHOW USERS").await?;
         if !rows.iter().any(|row| row.get("name") == Some(user)) {
             return Err(Error::Unverified(format!("PgBouncer does not have user {user:?}")));
@@ -255,13 +243,14 @@ async fn reload_and_look(
     Ok(())
 }
 
-async fn parameter(console: &Console, key: &str) -> Result<Option<Row>, Error> {
-    let rows = console.tell("SHOW CONFIG").await?;
-    Ok(rows.into_iter().find(|row| row.get("key").is_some_and(|name| name == key)))
+/// A column of a key's row in `SHOW CONFIG`.
+fn column_of<'a>(rows: &'a [Row], key: &str, column: &str) -> Option<&'a str> {
+    let row = rows.iter().find(|row| row.get("key").is_some_and(|name| name == key))?;
+    row.get(column).map(String::as_str)
 }
 
-fn value_of(row: &Option<Row>) -> Option<&str> {
-    row.as_ref()?.get("value").map(String::as_str)
+fn value_of<'a>(rows: &'a [Row], key: &str) -> Option<&'a str> {
+    column_of(rows, key, "value")
 }
 
 /// Whether two texts are one value: `1` and `yes`, `30` and `30.0`.

@@ -5,18 +5,19 @@ use std::io::{BufRead, BufReader, PipeReader, PipeWriter, Read, Write};
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
-use std::sync::atomic::AtomicBool;
-use std::sync::{Arc, Condvar, Mutex, Once};
+use std::sync::{Arc, Condvar, Mutex};
 use std::time::Duration;
 
 use rustix::fs::{OFlags, fcntl_getfl, fcntl_setfl};
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
-use signal_hook::consts::{SIGHUP, SIGINT, SIGQUIT, SIGTERM};
-use signal_hook::flag::register_conditional_default;
+use signals::default_signals;
 use tokio::time::Instant;
 
 use crate::PATIENCE;
+
+#[path = "../../shutdown-core/tests/support/signals.rs"]
+mod signals;
 
 /// The path of a binary of this workspace, built by `tests/run` beside the tests and by the benches beside themselves.
 ///
@@ -75,18 +76,6 @@ impl Printed {
             self.more.wait_timeout_while(lines, PATIENCE, |(_, end)| !*end).expect("no reader panics");
         lines.0.join("\n")
     }
-}
-
-/// Lets children start with the default action for every stop signal, however this process was started: a shell's
-/// background job ignores INT and QUIT, and exec hands on what is ignored, but not what is handled.
-fn default_signals() {
-    static ONCE: Once = Once::new();
-    ONCE.call_once(|| {
-        for number in [SIGHUP, SIGINT, SIGQUIT, SIGTERM] {
-            let default = Arc::new(AtomicBool::new(true));
-            register_conditional_default(number, default).expect("a signal that can be handled");
-        }
-    });
 }
 
 /// A process that is ended with its handle.

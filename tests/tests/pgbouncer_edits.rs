@@ -223,13 +223,19 @@ fn a_database_is_added_with_the_usual_settings_and_found_so_the_second_time() {
     );
 }
 
+/// A script that has this lock for ever.
+fn held(lock: &Path) -> Process {
+    let mut holder = Command::new("flock");
+    let holder = Process::start(holder.arg(lock).args(["sh", "-c", "echo locked; exec sleep 300"]));
+    holder.stdout_line(|line| line == "locked");
+    holder
+}
+
 #[test]
 fn a_lock_that_another_holds_for_ever_is_exit_3_with_its_number_and_nothing_is_changed() {
     let files = Files::default();
     let lock = files.dir().join("pgbouncer.ini.lock");
-    let mut holder = Command::new("flock");
-    let holder = Process::start(holder.arg(&lock).args(["sh", "-c", "echo locked; exec sleep 300"]));
-    holder.stdout_line(|line| line == "locked");
+    let holder = held(&lock);
     let watch = Stopwatch::start();
     let ran = files.run(&["--lock-timeout", "300ms", "db", "add", "proj_a"]);
     let error = ran.failed(3);
@@ -246,9 +252,7 @@ fn a_lock_that_another_holds_for_ever_is_exit_3_with_its_number_and_nothing_is_c
 fn whoever_waits_for_a_lock_can_be_interrupted() {
     let files = Files::default();
     let lock = files.dir().join("pgbouncer.ini.lock");
-    let mut holder = Command::new("flock");
-    let holder = Process::start(holder.arg(&lock).args(["sh", "-c", "echo locked; exec sleep 300"]));
-    holder.stdout_line(|line| line == "locked");
+    let _holder = held(&lock);
     for words in [&["db", "add", "proj_a"][..], &["backup", "create"], &["backup", "prune"]] {
         let waiting = Process::start(&mut files.command(&[&["--json"], words].concat()));
         // It has the lock file open and waits with a thread of its own.
